@@ -1,0 +1,30 @@
+"""What models return: named hidden states, one NamedTuple per kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mmpretrain.nn.ragged import Ragged
+
+
+class Fused(NamedTuple):
+    """States after fusion. A modality that the batch lacks is None."""
+
+    text: Ragged | None  # after the final norm, first token of each sample is [CLS]
+    image: Ragged | None  # after the final norm; the first ``image_prefix`` tokens of each sample are not patches
+    pooled_BD: Tensor | None  # what image-text matching reads
+    image_prefix: int = 0
+    aux: Mapping[str, Tensor] = {}  # extra losses a model part produces (router losses and the like)
+
+
+class Paired(NamedTuple):
+    """One vector per image and per text, both of length 1, in one space. A modality that the batch lacks is None."""
+
+    image_BE: Tensor | None
+    text_BE: Tensor | None
+    logit_scale: Tensor  # (1,), natural logarithm of the factor
+    logit_bias: Tensor | None = None  # (1,)
+    aux: Mapping[str, Tensor] = {}

@@ -1,0 +1,62 @@
+"""The contract of an objective: it owns its worker preparation, corruption, head, loss and metrics, and nothing else knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mmpretrain.types import Batch, Preparer, Score, Spec, Vocabulary
+
+
+class Objective(nn.Module):
+    """Base of every pre-training objective.
+
+    One step, for the objectives of one view: ``corrupt`` in the order of the recipe, one forward of the model with ``kind``,
+    then ``forward`` of each. The loss is weight * sum / count with the count taken over all ranks and micro-batches of the step.
+
+    Args:
+        weight: factor of this loss in the total; really multiplies.
+        view: objectives with the same view share one corrupted batch and one forward of the model.
+        after: the view whose output ``corrupt`` reads, or None.
+        sources: names of the data sources it applies to; None for all.
+        only_if_matched: leave out samples whose text is not true of their image.
+    """
+
+    kind: ClassVar[str]  # the kind of hidden states it reads
+
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        view: str = "main",
+        after: str | None = None,
+        sources: tuple[str, ...] | None = None,
+        only_if_matched: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight, self.view, self.after = weight, view, after
+        self.sources, self.only_if_matched = sources, only_if_matched
+        self.name = type(self).__name__.lower()  # the root sets the key of the recipe
+
+    def preparer(self) -> Preparer | None:
+        """The worker's half, or None. Never a bound method: it must pickle without the head."""
+        return None
+
+    def bind(self, spec: Spec, vocabulary: Vocabulary | None) -> None:
+        """Build and tie the head. Raises ValueError where the model or the tokenizer lacks what the objective needs."""
+
+    def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
+        """The batch of this view. ``outputs``: hidden states of the views named by ``after``. Draws are keyed by ``batch.draw_keys_B``."""
+        return batch
+
+    def count(self, batch: Batch) -> Tensor:
+        """The denominator of the mean on the corrupted batch: a float scalar, known before the forward."""
+        raise NotImplementedError(f"{type(self).__name__} must say how many terms its sum has")
+
+    def forward(self, hidden: Any, batch: Batch) -> Score:
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def after_step(self, model: nn.Module) -> None:
+        """Called after each optimiser step under no_grad (clamps and the like)."""

@@ -1,0 +1,181 @@
+"""Every type that crosses a border between two packages of mmpretrain.
+
+Shape legend, used as suffixes of tensor names everywhere (``x_BTD``):
+
+====  =====================================================================
+B     samples of a (micro-)batch
+T     text tokens, padded to the longest text of the batch
+V     visual tokens (patches, with a class token where the model has one)
+R     rows: a selected subset of the batch
+L     joint tokens, text and image one after another
+N     packed tokens: the tokens of all samples one after another, no padding
+D     model width
+E     shared embedding space of a dual encoder
+C H W channels, height and width of pixels
+====  =====================================================================
+
+All are NamedTuples: they pass Lightning's device transfer, torch's pytree and ``torch.compile``.
+Lengths and sizes are tuples of Python ints, so that index tables are made on the host and no device is ever synchronised for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Statement(NamedTuple):
+    """A sentence about the image(s) of a sample, with a human or exact label."""
+
+    text: str
+    label: bool  # True: the sentence holds
+
+
+class Sample(NamedTuple):
+    """One sample as it lies in a shard: still encoded, nothing drawn."""
+
+    key: str
+    captions: tuple[str, ...]  # true descriptions; may be empty
+    images: tuple[bytes, ...]  # encoded files; two for NLVR2-like pairs (KEY.img0.png, KEY.img1.png)
+    statements: tuple[Statement, ...] = ()
+    meta: Mapping[str, Any] = {}  # the rest of KEY.json: objects, triples, questions, edits, ... (JSON types only)
+
+
+class Tokens(NamedTuple):
+    """One tokenised text."""
+
+    ids: tuple[int, ...]  # with the special tokens of the tokenizer
+    words: tuple[int, ...]  # the index of the word each token belongs to, -1 for special tokens
+    text: str
+
+
+class Example(NamedTuple):
+    """One sample after the transform: text drawn and tokenised, image decoded, resized and augmented."""
+
+    key: str
+    position: int  # global position in the order of the epoch; -1 outside training
+    draw_key: int  # int64 hash of (seed, epoch, position): the root of every random draw for this example
+    text: Tokens | None
+    image: Tensor | None  # uint8, (3, H, W)
+    matched: bool = True  # False: the text is known to be false of the image
+    meta: Mapping[str, Any] = {}
+    targets: Mapping[str, Any] = {}  # written by the preparers of objectives, one entry each
+
+
+class Vocabulary(NamedTuple):
+    """What corruption needs to know of a tokenizer. ``mask`` and ``cls`` are None where the tokenizer has none."""
+
+    size: int
+    pad: int
+    mask: int | None
+    cls: int | None
+    sep: int | None
+    special: tuple[int, ...]  # ids that are never masked and never drawn as random replacements
+
+
+class Text(NamedTuple):
+    """A batch of texts, padded on the right to the longest one."""
+
+    ids_BT: Tensor  # int64
+    lengths: tuple[int, ...]  # valid tokens per text
+    words_BT: Tensor | None = None  # int64 word index, -1 for special tokens and padding
+    segments_BT: Tensor | None = None  # int64
+
+
+class Pixels(NamedTuple):
+    """A batch of images, padded at the bottom and the right to the largest one."""
+
+    pixels_BCHW: Tensor  # uint8 (then ``mean`` and ``std`` hold) or already normalised floats
+    sizes: tuple[tuple[int, int], ...]  # valid (height, width) of each image, in pixels
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def floats(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normalised pixels (B, 3, H, W); padding has undefined values, masks say what is real."""
+        if self.pixels_BCHW.is_floating_point():
+            return self.pixels_BCHW.to(dtype)
+        if self.mean is None or self.std is None:
+            raise ValueError("Pixels of integer type need mean and std")
+        mean = torch.tensor(self.mean, device=self.pixels_BCHW.device, dtype=torch.float32).view(3, 1, 1)
+        std = torch.tensor(self.std, device=self.pixels_BCHW.device, dtype=torch.float32).view(3, 1, 1)
+        # one multiply-add: (x / 255 - mean) / std
+        return self.pixels_BCHW.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+
+
+class Batch(NamedTuple):
+    """What a model and the objectives of a micro-batch see. Fields that the data lack are None."""
+
+    keys: tuple[str, ...]
+    draw_keys_B: Tensor  # int64; the root of every random draw on the device (see nn.random)
+    text: Text | None = None
+    image: Pixels | None = None
+    matched_B: Tensor | None = None  # bool
+    targets: Mapping[str, Any] = {}  # one entry per objective: a NamedTuple that only this objective reads
+
+    @property
+    def size(self) -> int:
+        return len(self.keys)
+
+
+class Spec(NamedTuple):
+    """What a head needs to know of a model to size and tie itself. Never kept after ``bind``."""
+
+    width: int  # of the token states
+    kinds: tuple[str, ...]  # what forward(batch, kind) accepts
+    vocab_size: int
+    token_table: torch.nn.Embedding | None = None
+    patch_size: int | None = None
+    embed_dim: int | None = None  # of Paired outputs
+    norm_eps: float = 1e-12  # of LayerNorms in heads
+
+
+class Score(NamedTuple):
+    """The loss of one objective on one micro-batch, as a sum and a count so that means are exact over ranks and micro-batches."""
+
+    sum: Tensor  # scalar with gradient
+    count: Tensor  # scalar without gradient: equals Objective.count(corrupted batch)
+    stats: Mapping[str, tuple[Tensor, Tensor]]  # name -> (sum, count), detached: accuracy and the like
+
+
+class Draw(Protocol):
+    """What a preparer may draw from, in the worker. Everything is a pure function of (seed, epoch, position)."""
+
+    position: int
+
+    def generator(self, stream: str, shared_by: int = 1) -> np.random.Generator:
+        """A generator for one named use. ``shared_by=2``: the same one for positions 2i and 2i + 1 (exact halves)."""
+        ...
+
+    def other_image(self, k: int) -> tuple[str, Tensor]:
+        """(key, image) of the k-th other sample, drawn uniformly from the whole set, never the sample itself."""
+        ...
+
+    def other_text(self, k: int) -> tuple[str, Tokens]:
+        """(key, text) of the k-th other sample, drawn uniformly from the whole set, never the sample itself."""
+        ...
+
+    def tokenize(self, text: str) -> Tokens: ...
+
+
+class Collate(Protocol):
+    """How a preparer turns what it wrote into tensors, in the worker."""
+
+    def text(self, texts: Sequence[Tokens]) -> Text: ...
+
+    def pixels(self, images: Sequence[Tensor]) -> Pixels: ...
+
+
+class Preparer(Protocol):
+    """The worker's half of an objective: parameter-free, picklable, defined at module level."""
+
+    def prepare(self, example: Example, draw: Draw) -> Any:
+        """What goes into ``example.targets[name of the objective]``."""
+        ...
+
+    def collate(self, values: Sequence[Any], collate: Collate) -> Any:
+        """The NamedTuple of tensors that goes into ``batch.targets[name of the objective]``."""
+        ...
