@@ -1,0 +1,37 @@
+"""Errors that are the user's to mend: shown as one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable
+
+EXIT_USER = 2
+
+
+class UserError(ValueError):
+    """Something the user typed or a file they named is wrong. The message names the file or option and the remedy."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """The message on one line; an OSError names its file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.strerror or type(error).__name__}: {error.filename}"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` with a leading space, or the empty string."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def show(error: BaseException | str) -> int:
+    """Print one line to stderr and return the exit code. With MMPRETRAIN_TRACEBACK=1 an exception is raised again instead."""
+    if isinstance(error, BaseException) and os.environ.get("MMPRETRAIN_TRACEBACK") == "1":
+        raise error
+    print(f"mmpretrain: error: {one_line(error)}", file=sys.stderr)
+    return EXIT_USER

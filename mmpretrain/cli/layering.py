@@ -1,0 +1,155 @@
+"""Layered YAML: ``defaults:`` lists the files a file builds on; later files and dotted options win. Resolved here, before jsonargparse.
+
+Rules: mappings merge key by key; lists and scalars are replaced; the mappings of free names in ``WHOLE`` are replaced whole, so that a
+recipe states its complete list of objectives; where a later layer changes a ``class_path``, the earlier ``init_args`` are dropped.
+Each file of a chain is applied once, where it is first named. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mmpretrain.cli.errors import UserError, nearest
+
+WHOLE = frozenset({"model.objectives", "data.val", "trainer.logger", "trainer.callbacks"})
+
+
+class Layers(NamedTuple):
+    """A resolved configuration, the files it came from in the order applied, and the file that set each dotted key."""
+
+    config: dict[str, Any]
+    files: tuple[Path, ...]
+    origin: dict[str, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with two repairs: ``1e-4`` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def shipped() -> Path:
+    """The folder of the shipped configurations."""
+    return Path(str(importlib.resources.files("mmpretrain.configs")))
+
+
+def names() -> list[str]:
+    """Every shipped YAML, relative to the folder, recipes first."""
+    root = shipped()
+    found = [str(path.relative_to(root)) for path in root.rglob("*.yaml")]
+    return sorted(found, key=lambda name: (name.count("/"), name))
+
+
+def find(name: str, beside: Path | None = None) -> Path:
+    """The file for ``name``: beside the file that names it, then on disk, then shipped. ``.yaml`` may be left out.
+
+    Raises:
+        UserError: no such file; names the nearest shipped one.
+    """
+    for spelling in (name, f"{name}.yaml"):
+        places = ([beside / spelling] if beside else []) + [Path(spelling).expanduser(), shipped() / spelling]
+        for path in places:
+            if path.is_file():
+                return path.resolve()
+    where = f" (named by 'defaults' of a file in {beside})" if beside else ""
+    known = names()
+    guess = nearest(name, known) or nearest(f"{name}.yaml", known)
+    recipes = ", ".join(known_name for known_name in known if "/" not in known_name)
+    raise UserError(f"there is no file '{name}'{where}, neither here nor among the shipped recipes ({recipes}).{guess}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One YAML file as a dict.
+
+    Raises:
+        UserError: unreadable, not YAML, or not a mapping; names file, line and column.
+    """
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not readable as YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: the file must be a mapping of keys to values, not a {type(value).__name__}")
+    return value
+
+
+def _chain(path: Path, open_files: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    if path in open_files:
+        raise UserError(f"{path}: 'defaults' goes round in a circle: {' -> '.join(p.name for p in (*open_files, path))}")
+    config = read(path)
+    listed = config.pop("defaults", [])
+    if isinstance(listed, str):
+        listed = [listed]
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise UserError(f"{path}: 'defaults' must be a list of file names")
+    for name in listed:
+        yield from _chain(find(name, beside=path.parent), (*open_files, path))
+    yield path, config
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``upper`` over ``lower`` by the rules of this module; neither is changed."""
+    result = dict(lower)
+    for key, value in upper.items():
+        dotted = f"{prefix}{key}"
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping) and dotted not in WHOLE:
+            if "class_path" in value and "class_path" in before and value["class_path"] != before["class_path"]:
+                before = {k: v for k, v in before.items() if k != "init_args"}
+            result[key] = merge(before, value, f"{dotted}.")
+        else:
+            result[key] = value
+    return result
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; an empty mapping is a leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def layer(requested: list[str], below: Mapping[str, Any] | None = None) -> Layers:
+    """Resolve the files of ``--config`` in order, over ``below`` (a checkpoint's configuration, say)."""
+    config: dict[str, Any] = dict(below or {})
+    origin = dict.fromkeys((key for key, _ in leaves(config)), "the checkpoint")
+    files: list[Path] = []
+    for name in requested:
+        for path, content in _chain(find(name), ()):
+            if path in files:
+                continue
+            files.append(path)
+            config = merge(config, content)
+            origin.update(dict.fromkeys((key for key, _ in leaves(content)), str(path)))
+    return Layers(config, tuple(files), origin)
