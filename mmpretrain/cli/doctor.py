@@ -1,0 +1,229 @@
+"""``mmpretrain doctor``: what is wrong with this machine or this installation, each finding with its remedy.
+
+Libraries that can break an interpreter (torch, torchvision) are tried in a subprocess. Exit code 1 where something must be mended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import netrc
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+LEVELS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
+
+
+class Finding(NamedTuple):
+    """One line of the report. ``level``: ok, note (for information), warn (works, but), fail (must be mended)."""
+
+    level: str
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+PROBE = """
+import json, sys
+found = {}
+try:
+    import torch
+    found["torch"] = torch.__version__
+    found["threads"] = torch.get_num_threads()
+    found["devices"] = [
+        {"name": torch.cuda.get_device_name(i), "gib": torch.cuda.get_device_properties(i).total_memory / 2**30}
+        for i in range(torch.cuda.device_count())
+    ]
+    found["mps"] = bool(torch.backends.mps.is_available())
+    found["built_for"] = torch.version.cuda or torch.version.hip or "cpu"
+    found["gloo"] = torch.distributed.is_available() and torch.distributed.is_gloo_available()
+    import torchvision
+    found["torchvision"] = torchvision.__version__
+    found["nms"] = torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5).tolist()
+except Exception as error:
+    found["error"] = f"{type(error).__name__}: {error}"
+print("PROBE" + json.dumps(found))
+"""
+
+PAIR_REMEDY = (
+    "install a matching pair from one index, for example: pip install --force-reinstall torch torchvision "
+    "--index-url https://download.pytorch.org/whl/cpu (or the CUDA index of your machine)"
+)
+
+
+def probe(timeout: float = 120) -> dict:
+    """What torch and torchvision say of themselves in a process of their own; ``error`` where they do not import."""
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"importing torch took longer than {timeout:.0f} s"}
+    for line in done.stdout.splitlines():
+        if line.startswith("PROBE"):
+            return json.loads(line.removeprefix("PROBE"))
+    last = done.stderr.strip().splitlines()[-1:] or ["no output"]
+    return {"error": f"the process ended with code {done.returncode}: {last[0]}"}
+
+
+def pair() -> str | None:
+    """What torchvision's metadata ask of torch, where the installed one differs."""
+    from packaging.requirements import Requirement
+
+    have = importlib.metadata.version("torch")
+    for text in importlib.metadata.requires("torchvision") or []:
+        requirement = Requirement(text)
+        if requirement.name == "torch" and not requirement.specifier.contains(have, prereleases=True):
+            return str(requirement)
+    return None
+
+
+def check_torch(found: dict) -> list[Finding]:
+    """torch and torchvision import and fit each other; which accelerator there is."""
+    if "error" in found:
+        remedy = PAIR_REMEDY if "torch" in found else "pip install 'torch>=2.11' torchvision"
+        have = f"torch {found['torch']}, torchvision" if "torch" in found else "torch"
+        return [Finding("fail", "torch", f"{have} does not import: {found['error']}", remedy)]
+    findings = [Finding("ok", "torch", f"torch {found['torch']} and torchvision {found['torchvision']} fit each other")]
+    wanted = pair()
+    if wanted is not None:
+        findings = [Finding("fail", "torch", f"torchvision {found['torchvision']} wants {wanted}, this is {found['torch']}", PAIR_REMEDY)]
+    if found["devices"]:
+        text = ", ".join(f"{device['name']} ({device['gib']:.0f} GiB)" for device in found["devices"])
+        findings.append(Finding("ok", "accelerator", text))
+    elif found["mps"]:
+        findings.append(Finding("note", "accelerator", "Apple MPS is there but not tested with this suite", "--trainer.accelerator cpu"))
+    else:
+        nvidia = shutil.which("nvidia-smi")
+        if nvidia and found["built_for"] == "cpu":
+            findings.append(Finding("warn", "accelerator", "there is an NVIDIA driver, but torch is built for the CPU only", PAIR_REMEDY))
+        else:
+            findings.append(Finding("note", "accelerator", f"none: training runs on the CPU with {found['threads']} threads"))
+    if not found["gloo"]:
+        findings.append(Finding("warn", "gloo", "torch has no gloo backend: several processes on the CPU do not work", PAIR_REMEDY))
+    return findings
+
+
+def check_clash() -> list[Finding]:
+    """OpenMMLab's package of the same import name."""
+    import mmpretrain_cli_entry
+
+    problem = mmpretrain_cli_entry.clash()
+    if problem:
+        return [Finding("fail", "installation", problem, "see above")]
+    ours = importlib.metadata.packages_distributions().get("mmpretrain", [])
+    others = sorted(set(ours) - {"mmpretrain-vl"})
+    if others:
+        return [Finding("fail", "installation", f"{others[0]} also provides 'mmpretrain'", f"pip uninstall {others[0]}")]
+    return [Finding("ok", "installation", "no other package provides 'mmpretrain'")]
+
+
+def check_memory() -> list[Finding]:
+    """Free memory, with the limit of a container where there is one."""
+    if not hasattr(os, "sysconf") or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return [Finding("note", "memory", "cannot be read on this system")]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    gib = free / 2**30
+    if gib < 2:
+        return [Finding("warn", "memory", f"{gib:.1f} GiB free", "close other programs, or use --data.workers 0 and a smaller batch")]
+    return [Finding("ok", "memory", f"{gib:.1f} GiB free")]
+
+
+def check_disk() -> list[Finding]:
+    """TMPDIR can be written and has room; checkpoints and TMPDIR on different file systems is a note."""
+    findings = []
+    for name, folder in (("TMPDIR", Path(tempfile.gettempdir())), ("current folder", Path.cwd())):
+        if not os.access(folder, os.W_OK):
+            findings.append(Finding("fail" if name == "TMPDIR" else "warn", name, f"{folder} cannot be written", f"set {name} elsewhere"))
+            continue
+        gib = shutil.disk_usage(folder).free / 2**30
+        level, remedy = ("warn", "free some space or point it elsewhere") if gib < 2 else ("ok", "")
+        findings.append(Finding(level, name, f"{folder}: {gib:.1f} GiB free", remedy))
+    if Path(tempfile.gettempdir()).stat().st_dev != Path.cwd().stat().st_dev:
+        text = "TMPDIR and the current folder are on different file systems; checkpoints are written beside their target, so this is safe"
+        findings.append(Finding("note", "file systems", text))
+    return findings
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return netrc.netrc(str(path)).authenticators("api.wandb.ai") is not None
+    except (FileNotFoundError, netrc.NetrcParseError, PermissionError):
+        return False
+
+
+def check_wandb() -> list[Finding]:
+    """Whether W&B is installed, has a key, and what a run will therefore do."""
+    try:
+        version = importlib.metadata.version("wandb")
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding("warn", "W&B", "not installed: runs are logged to metrics.jsonl only", "pip install wandb")]
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode in ("offline", "disabled", "dryrun"):
+        return [Finding("note", "W&B", f"wandb {version}, WANDB_MODE={mode}", "unset WANDB_MODE to upload")]
+    if not _has_key():
+        return [Finding("note", "W&B", f"wandb {version}, no key: runs are kept offline", "wandb login, then wandb sync RUN/wandb/*")]
+    return [Finding("ok", "W&B", f"wandb {version}, with a key")]
+
+
+def check_versions() -> list[Finding]:
+    """Every required distribution is there and new enough."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = importlib.metadata.requires("mmpretrain-vl") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding("note", "requirements", "running from a source tree that is not installed", "pip install .")]
+    findings = []
+    for text in required:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding("fail", requirement.name, "not installed", f"pip install '{text}'"))
+            continue
+        if not requirement.specifier.contains(have, prereleases=True):
+            findings.append(Finding("fail", requirement.name, f"{have} is too old", f"pip install '{text}'"))
+    return findings or [Finding("ok", "requirements", "every required package is there and new enough")]
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order shown."""
+    python = Finding("ok", "python", sys.version.split()[0])
+    return [python, *check_clash(), *check_versions(), *check_torch(probe()), *check_memory(), *check_disk(), *check_wandb()]
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mmpretrain doctor", description="Check this machine and this installation, with remedies.")
+    parser.add_argument("--json", action="store_true", help="as JSON, one object a finding")
+    options = parser.parse_args(argv[1:])
+    findings = examine()
+    if options.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        for f in findings:
+            console.print(f"[{LEVELS[f.level]}]{f.level:>5}[/]  [bold]{f.subject}[/]: ", end="")
+            console.print(f.text, markup=False)
+            if f.remedy:
+                console.print(f"       remedy: {f.remedy}", markup=False)
+    return 1 if any(f.level == "fail" for f in findings) else 0
