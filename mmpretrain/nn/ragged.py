@@ -54,7 +54,7 @@ class Layout:
 
     def slot_N(self, device: torch.device) -> Tensor:
         """Slot within its sample of each packed row, int64 (N,)."""
-        build = lambda: np.arange(self.total, dtype=np.int64) - np.repeat(self.starts[:-1], self.lengths)  # noqa: E731
+        build = lambda: np.arange(self.total, dtype=np.int64) - np.repeat(self.starts[:-1], self.lengths)
         return self._table("slot", build, device)
 
     def flat_N(self, device: torch.device) -> Tensor:
@@ -87,8 +87,10 @@ class Layout:
         shape = (self.size, self.max_len, *x_ND.shape[1:])
         if self.uniform:
             return x_ND.reshape(shape)
-        grid = x_ND.new_full((self.size * self.max_len, *x_ND.shape[1:]), value)
-        return grid.index_copy(0, self.flat_N(x_ND.device), x_ND).view(shape)
+        rows = (self.size * self.max_len, *x_ND.shape[1:])
+        if value == 0 and x_ND.is_floating_point():  # the rows are distinct; adding to zeros is the faster kernel on the CPU
+            return x_ND.new_zeros(rows).index_add_(0, self.flat_N(x_ND.device), x_ND).view(shape)
+        return x_ND.new_full(rows, value).index_copy_(0, self.flat_N(x_ND.device), x_ND).view(shape)
 
     def pack(self, x_BLD: Tensor) -> Tensor:
         """Padded (B, max_len, ...) -> packed (N, ...). Slots beyond ``max_len`` are dropped."""

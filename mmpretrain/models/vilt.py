@@ -1,0 +1,82 @@
+"""ViLT (Kim et al., ICML 2021, https://arxiv.org/abs/2102.03334): one transformer over [words; patches], no convolution, no regions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmpretrain.nn.blocks import Transformer
+from mmpretrain.nn.embed import PatchEmbedder, TextEmbedder
+from mmpretrain.nn.heads import Pooler
+from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.layers import Embedding
+from mmpretrain.nn.ragged import Ragged, interleave
+from mmpretrain.types import Batch, Spec
+
+
+class ViLT(nn.Module):
+    """Words and patches of each sample in one sequence, [text CLS, words, image CLS, patches], through one pre-norm transformer.
+
+    Args:
+        text: BERT-like word embedding.
+        image: linear patch embedding.
+        blocks: the transformer, with a final norm.
+        modal_types: rows of the modality table: 0 text, 1 image; a third row serves a second image (NLVR2).
+
+    Raises:
+        ValueError: the parts differ in width.
+    """
+
+    def __init__(self, text: TextEmbedder, image: PatchEmbedder, blocks: Transformer, modal_types: int = 2) -> None:
+        super().__init__()
+        widths = {"text": text.width, "image": image.width, "blocks": blocks.width}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"ViLT's parts must have one width, got {widths}")
+        self.text, self.image, self.transformer = text, image, blocks
+        self.modal_types = Embedding(modal_types, text.width)
+        self.pooler = Pooler(text.width)
+
+    @property
+    def spec(self) -> Spec:
+        words = self.text.words
+        return Spec(self.text.width, ("fused",), words.num_embeddings, token_table=words, patch_size=self.image.patch_size)
+
+    def blocks(self) -> list[nn.Module]:
+        """The units of sharding, activation checkpointing and compilation."""
+        return list(self.transformer.blocks)
+
+    def forward(self, batch: Batch, kind: str = "fused") -> Fused:
+        """States after the final norm; ``pooled_BD`` reads the first token of the sequence (the text's [CLS]; without text, the image's).
+
+        Raises:
+            ValueError: another kind is asked for, or the batch has neither text nor image.
+        """
+        if kind != "fused":
+            raise ValueError(f"ViLT offers kind 'fused', not {kind!r}")
+        text = None if batch.text is None else self._typed(self.text(batch.text), 0)
+        image = None if batch.image is None else self._typed(self.image(batch.image, batch.draw_keys_B), 1)
+        if text is None or image is None:
+            return self._single(text, image)
+        device = text.x_ND.device
+        joint, text_rows, image_rows = interleave(text.layout, image.layout, device)
+        order_N = torch.empty(joint.total, dtype=torch.int64, device=device)
+        order_N[text_rows] = torch.arange(text.layout.total, device=device)
+        order_N[image_rows] = torch.arange(text.layout.total, joint.total, device=device)
+        x_ND = torch.cat([text.x_ND, image.x_ND.to(text.x_ND.dtype)]).index_select(0, order_N)
+        x_ND = self.transformer(Ragged(x_ND, joint)).x_ND
+        pooled_BD = self.pooler(x_ND.index_select(0, joint.first_B(device)))
+        text = Ragged(x_ND.index_select(0, text_rows), text.layout)
+        image = Ragged(x_ND.index_select(0, image_rows), image.layout)
+        return Fused(text, image, pooled_BD, image_prefix=1)
+
+    def _typed(self, x: Ragged, modality: int) -> Ragged:
+        row_D: Tensor = self.modal_types.weight[modality]
+        return Ragged(x.x_ND + row_D, x.layout)
+
+    def _single(self, text: Ragged | None, image: Ragged | None) -> Fused:
+        one = text if image is None else image
+        if one is None:
+            raise ValueError("ViLT needs a batch with text, images or both")
+        out = self.transformer(one)
+        pooled_BD = self.pooler(out.x_ND.index_select(0, out.layout.first_B(out.x_ND.device)))
+        return Fused(out, None, pooled_BD) if image is None else Fused(None, out, pooled_BD, image_prefix=1)

@@ -1,0 +1,229 @@
+"""From token ids and pixels to packed states."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpretrain import random
+from mmpretrain.nn.layers import Conv2d, Embedding, Init, LayerNorm, fill
+from mmpretrain.nn.ragged import Layout, Ragged
+from mmpretrain.types import Pixels, Text
+
+PATCHES = random.stream("nn/patches")
+
+
+class TextEmbedder(nn.Module):
+    """Word + position (+ segment) embedding, LayerNorm, dropout, over valid tokens only.
+
+    Args:
+        vocab_size: rows of the word table.
+        width: of the states.
+        positions: longest text.
+        segments: rows of the segment table; 0 for none.
+        norm_eps: of the LayerNorm; None for no norm.
+        dropout: after the norm.
+        std_words, std_positions: of the normal initialisation.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        positions: int,
+        segments: int = 0,
+        norm_eps: float | None = 1e-12,
+        dropout: float = 0.0,
+        std_words: float = 0.02,
+        std_positions: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.vocab_size, self.width, self.max_positions = vocab_size, width, positions
+        self.words = Embedding(vocab_size, width, Init("normal", std_words))
+        self.positions = Embedding(positions, width, Init("normal", std_positions))
+        self.segments = Embedding(segments, width, Init("normal", std_words)) if segments else None
+        self.norm = LayerNorm(width, eps=norm_eps) if norm_eps is not None else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, text: Text) -> Ragged:
+        """Packed states (N, D) of the valid tokens.
+
+        Raises:
+            ValueError: a text is empty or longer than the position table.
+        """
+        layout = Layout(text.lengths)
+        if layout.max_len > self.max_positions:
+            raise ValueError(f"a text of {layout.max_len} tokens does not fit {self.max_positions} positions: lower data max_tokens")
+        if min(layout.lengths, default=0) < 1:
+            raise ValueError("every text needs at least one token ([CLS] or start of text)")
+        ids_N = layout.pack(text.ids_BT)
+        x_ND = self.words(ids_N)
+        if self.segments is not None:
+            segment_N = torch.zeros_like(ids_N) if text.segments_BT is None else layout.pack(text.segments_BT)
+            x_ND = x_ND + self.segments(segment_N)
+        x_ND = x_ND + self.positions(layout.slot_N(ids_N.device))
+        return Ragged(self.dropout(self.norm(x_ND)), layout)
+
+
+@functools.lru_cache(maxsize=4096)
+def bilinear(height: int, width: int, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the cells of a (height, width) grid lie in a (grid, grid) table: bilinear, align_corners=True.
+
+    Returns:
+        rows int64 (height * width, 4) and weights float32 (height * width, 4), raster order; the weights of a cell sum to 1.
+    """
+
+    def axis(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        step = np.float32(grid - 1) / np.float32(n - 1) if n > 1 else np.float32(0)
+        at = np.arange(n, dtype=np.float32) * step
+        low = np.minimum(at.astype(np.int64), grid - 1)
+        return low, np.minimum(low + 1, grid - 1), (at - low.astype(np.float32)).astype(np.float32)
+
+    y0, y1, fy = axis(height)
+    x0, x1, fx = axis(width)
+    one = np.float32(1)
+    rows = [y[:, None] * grid + x[None, :] for y in (y0, y1) for x in (x0, x1)]
+    weights = [wy[:, None] * wx[None, :] for wy in (one - fy, fy) for wx in (one - fx, fx)]
+    return np.stack(rows, -1).reshape(-1, 4), np.stack(weights, -1).reshape(-1, 4)
+
+
+class PatchEmbedder(nn.Module):
+    """Linear projection of patches, a class token, and a learned position grid interpolated to the size of each image.
+
+    Real patches are those within ``Pixels.sizes``: padding is cut out before the projection, and so are patches that sampling drops.
+
+    Args:
+        width: of the states.
+        patch_size: side of a patch in pixels.
+        grid: side of the learned position table, in patches.
+        patch_limit: most patches per image while training, drawn without replacement; -1 for no limit (ViLT section 3.2: 200).
+        dropout: after the position embedding.
+        bias: of the projection.
+        init: of the projection.
+        std: of the class token and the positions.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        patch_size: int,
+        grid: int,
+        patch_limit: int = -1,
+        dropout: float = 0.0,
+        bias: bool = True,
+        init: str = "trunc_normal",
+        std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.width, self.patch_size, self.grid, self.patch_limit, self.std = width, patch_size, grid, patch_limit, std
+        self.projection = Conv2d(3, width, patch_size, stride=patch_size, bias=bias, init=Init(init))
+        self.class_token = nn.Parameter(torch.empty(1, width))
+        self.class_position = nn.Parameter(torch.empty(1, width))
+        self.positions = nn.Parameter(torch.empty(grid * grid, width))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Class token, its position and the position grid: N(0, std), cut at 2."""
+        for parameter in (self.class_token, self.class_position, self.positions):
+            fill(parameter, Init("trunc_normal", self.std))
+
+    def grids(self, image: Pixels) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of patches of each image.
+
+        Raises:
+            ValueError: a side is not a positive multiple of the patch size.
+        """
+        p = self.patch_size
+        for i, (h, w) in enumerate(image.sizes):
+            if h < p or w < p or h % p or w % p:
+                raise ValueError(f"image {i} of the batch is {h} x {w} pixels; the image transform must give multiples of patch_size={p}")
+        return tuple((h // p, w // p) for h, w in image.sizes)
+
+    def forward(self, image: Pixels, draw_keys_B: Tensor | None = None) -> Ragged:
+        """Packed states (N, D): per image the class token, then its kept patches in raster order.
+
+        Args:
+            image: pixels with their sizes.
+            draw_keys_B: keys of the patch sampling; read only while training with a limit that some image exceeds.
+        """
+        grids = self.grids(image)
+        device = self.projection.weight.device
+        counts = tuple(h * w for h, w in grids)
+        patches = Layout(counts)
+        keep_N = self._kept(patches, draw_keys_B) if self.training and 0 < self.patch_limit < patches.max_len else None
+        if keep_N is not None:
+            patches = Layout(tuple(min(n, self.patch_limit) for n in counts))
+        x_ND = self._project(image, grids, keep_N)
+        if keep_N is None and all(g == (self.grid, self.grid) for g in grids):
+            x_ND = (x_ND.view(len(grids), -1, self.width) + self.positions).flatten(0, 1)
+        else:
+            x_ND = x_ND + self._positions(grids, keep_N, device)
+        prefix_1D = self.class_token + self.class_position
+        layout = Layout(tuple(n + 1 for n in patches.lengths))
+        if layout.uniform:
+            x_BVD = x_ND.view(layout.size, -1, self.width)
+            x_ND = torch.cat([prefix_1D.to(x_ND.dtype).expand(layout.size, 1, -1), x_BVD], dim=1).flatten(0, 1)
+        else:
+            x_ND = torch.cat([prefix_1D.to(x_ND.dtype), x_ND]).index_select(0, _with_prefix(layout).to(device))
+        return Ragged(self.dropout(x_ND), layout)
+
+    def _kept(self, patches: Layout, draw_keys_B: Tensor | None) -> Tensor:
+        """Packed rows (of all real patches) that are kept, raster order within an image: int64 (N',). No synchronisation."""
+        if draw_keys_B is None:
+            raise ValueError("patch sampling needs the draw keys of the batch")
+        device = draw_keys_B.device
+        draws_BV = random.uniform(draw_keys_B, PATCHES, patches.max_len)
+        draws_BV = draws_BV.masked_fill(~patches.mask_BL(device), 2.0)
+        kept = Layout(tuple(min(n, self.patch_limit) for n in patches.lengths))
+        # stable, so that equal draws cannot bring two devices to different patches; short images sort their padding last
+        first_BK = draws_BV.argsort(dim=1, stable=True)[:, : self.patch_limit]
+        in_kept_BK = kept.mask_BL(device)[:, : self.patch_limit]
+        slots_BK = first_BK.masked_fill(~in_kept_BK, patches.max_len).sort(dim=1).values
+        return kept.pack(slots_BK) + patches.first_B(device).index_select(0, kept.sample_N(device))
+
+    def _project(self, image: Pixels, grids: tuple[tuple[int, int], ...], keep_N: Tensor | None) -> Tensor:
+        """Projected real patches (N, D). Cutting happens on the stored type (uint8): normalisation is done on what is kept."""
+        p, pixels = self.patch_size, image.pixels_BCHW
+        b, c, height, width = pixels.shape
+        rows, columns = height // p, width // p
+        cut = pixels[:, :, : rows * p, : columns * p].view(b, c, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
+        if keep_N is None and all(g == (rows, columns) for g in grids):
+            x_NP = cut.reshape(-1, c * p * p)
+        else:
+            sample, row, column = (torch.from_numpy(t).to(pixels.device) for t in _cells(grids))
+            if keep_N is not None:
+                sample, row, column = (t.index_select(0, keep_N) for t in (sample, row, column))
+            x_NP = cut[sample, row, column].view(-1, c * p * p)
+        weight = self.projection.weight
+        x_NP = Pixels(x_NP.view(-1, 3, p, p), (), image.mean, image.std).floats(weight.dtype).view(-1, c * p * p)
+        return F.linear(x_NP, weight.flatten(1), self.projection.bias)
+
+    def _positions(self, grids: tuple[tuple[int, int], ...], keep_N: Tensor | None, device: torch.device) -> Tensor:
+        """Positions of the kept patches (N, D), interpolated to the grid of each image."""
+        tables = [bilinear(h, w, self.grid) for h, w in grids]
+        rows_N4 = torch.from_numpy(np.concatenate([t[0] for t in tables])).to(device)
+        weights_N4 = torch.from_numpy(np.concatenate([t[1] for t in tables])).to(device)
+        if keep_N is not None:
+            rows_N4, weights_N4 = rows_N4.index_select(0, keep_N), weights_N4.index_select(0, keep_N)
+        return F.embedding_bag(rows_N4, self.positions, mode="sum", per_sample_weights=weights_N4.to(self.positions.dtype))
+
+
+@functools.lru_cache(maxsize=64)
+def _cells(grids: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sample, row and column of every real patch of a batch, raster order: three int64 (N,)."""
+    sample = np.repeat(np.arange(len(grids), dtype=np.int64), [h * w for h, w in grids])
+    row = np.concatenate([np.repeat(np.arange(h, dtype=np.int64), w) for h, w in grids])
+    column = np.concatenate([np.tile(np.arange(w, dtype=np.int64), h) for h, w in grids])
+    return sample, row, column
+
+
+def _with_prefix(layout: Layout) -> Tensor:
+    """For each row of ``layout`` (one prefix token, then patches): 0 for the prefix, 1 + packed patch otherwise."""
+    index = np.arange(layout.total, dtype=np.int64) - np.repeat(np.arange(layout.size, dtype=np.int64), layout.lengths)
+    index[layout.starts[:-1]] = 0
+    return torch.from_numpy(index)
