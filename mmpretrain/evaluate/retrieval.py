@@ -1,0 +1,138 @@
+"""Image-text retrieval with several captions per image.
+
+Image to text: a hit at K when *any* of the image's captions is among the K best of all captions. Text to image: a hit when the
+caption's one image is. Dual encoders rank by cosine, fusion models by the matching head on every pair. See ``ranking.py`` for ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmpretrain.evaluate.pretrained import Pretrained
+from mmpretrain.evaluate.ranking import Standing, chance_recall, standings
+from mmpretrain.evaluate.result import Result, Stamp
+from mmpretrain.evaluate.samples import EvalSet, chosen, picture, single_image
+from mmpretrain.types import Sample, Tokens
+
+RECALLS = (1, 5, 10)
+BLOCK = 512  # images and texts of one block of cosines
+PAIRS = 16384  # pairs that a fusion model scores between two steps of progress
+FUSION_LIMIT = 256  # images; a fusion model needs images x captions forwards
+
+
+class Gallery(NamedTuple):
+    """Images and texts to rank. Text p belongs to image ``image_P[p]``."""
+
+    pixels: list[Tensor]  # uint8 (3, H, W) each
+    tokens: list[Tokens]
+    image_P: np.ndarray  # int64 (P,)
+
+
+def retrieval(
+    pretrained: Pretrained,
+    data: EvalSet,
+    limit: int | None = None,
+    recalls: tuple[int, ...] = RECALLS,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Result]:
+    """R@K both ways with their chance levels, and median ranks.
+
+    Args:
+        pretrained: a dual encoder or a fusion model with a matching head.
+        data: samples with one image and at least one caption take part.
+        limit: at most so many samples, evenly spread; None: all for dual encoders, 256 for fusion models.
+        recalls: the Ks.
+        progress: called with (done, total) images.
+
+    Raises:
+        ValueError: no sample has an image and a caption, or the model cannot score pairs.
+    """
+    if not pretrained.can_match():
+        raise ValueError("retrieval: this checkpoint cannot score pairs (a fusion model without a matching head)")
+    limit = FUSION_LIMIT if limit is None and not pretrained.dual else limit
+    gallery = gather(pretrained, chosen(data, limit, lambda sample: single_image(sample) and bool(sample.captions)))
+    if not gallery.pixels:
+        raise ValueError(f"{data.name}: no sample has one image and a caption, so there is nothing to retrieve")
+    i2t, t2i = _rank(pretrained, gallery, progress)
+    return _results(pretrained, data, gallery, i2t, t2i, recalls)
+
+
+def gather(pretrained: Pretrained, samples) -> Gallery:
+    """Transformed images and tokenised captions of samples; each image is decoded once."""
+    pixels, tokens, owners = [], [], []
+    for index, sample in enumerate(samples):
+        sample: Sample
+        pixels.append(picture(pretrained, sample))
+        tokens.extend(pretrained.tokenize(list(sample.captions)))
+        owners.extend([index] * len(sample.captions))
+    return Gallery(pixels, tokens, np.asarray(owners, dtype=np.int64))
+
+
+def tie_tolerance(pretrained: Pretrained) -> float:
+    """Scores closer than this tie: rounding of the arithmetic, which depends on the shape of the batch a pair sat in."""
+    if pretrained.dual:
+        return 1e-6  # each vector is computed once, only the products round
+    return 1e-5 if pretrained.precision == "float32" else 1e-2
+
+
+def _rank(pretrained: Pretrained, gallery: Gallery, progress: Callable[[int, int], None] | None) -> tuple[Standing, Standing]:
+    images, texts = len(gallery.pixels), len(gallery.tokens)
+    if pretrained.dual:
+        scores = _Cosines(pretrained.encode_pixels(gallery.pixels), pretrained.encode_tokens(gallery.tokens))
+        own, block, rows = scores.own(gallery.image_P), scores.block, BLOCK
+    else:
+        own = pretrained.match(gallery.pixels, gallery.tokens, gallery.image_P, np.arange(texts))
+        rows = max(1, PAIRS // texts)
+
+        def block(part: slice) -> Tensor:
+            image, text = np.divmod(np.arange((part.stop - part.start) * texts), texts)
+            return pretrained.match(gallery.pixels, gallery.tokens, image + part.start, text).view(-1, texts)
+
+    def counted(part: slice) -> Tensor:
+        result = block(part)
+        if progress is not None:
+            progress(part.stop, images)
+        return result
+
+    return standings(own, torch.from_numpy(gallery.image_P), images, counted, rows, tie_tolerance(pretrained))
+
+
+class _Cosines:
+    """Cosines block by block."""
+
+    def __init__(self, image_IE: Tensor, text_TE: Tensor) -> None:
+        self.image_IE, self.text_TE = image_IE, text_TE
+
+    def block(self, rows: slice) -> Tensor:
+        """Cosines of some images with all texts, (rows, T)."""
+        image_BE = self.image_IE[rows]
+        return torch.cat([image_BE @ part.T for part in self.text_TE.split(BLOCK * 8)], dim=1)
+
+    def own(self, image_P: np.ndarray) -> Tensor:
+        """Cosine of each text with its own image, (T,)."""
+        parts = zip(self.text_TE.split(BLOCK), torch.from_numpy(image_P).split(BLOCK), strict=True)
+        return torch.cat([(text * self.image_IE[image]).sum(dim=1) for text, image in parts])
+
+
+def _results(
+    pretrained: Pretrained, data: EvalSet, gallery: Gallery, i2t: Standing, t2i: Standing, recalls: tuple[int, ...]
+) -> list[Result]:
+    images, texts = len(gallery.pixels), len(gallery.tokens)
+    captions = np.bincount(gallery.image_P, minlength=images)
+    scorer = "cosine" if pretrained.dual else "matching head on every pair"
+    protocol = f"{images} images, {texts} captions, any caption of the image counts, ranked by {scorer}, ties in random order"
+    results = []
+    for name, standing, chances, count in (
+        ("i2t", i2t, lambda k: chance_recall(captions, texts, k), images),
+        ("t2i", t2i, lambda k: chance_recall([1], images, k), texts),
+    ):
+        stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, count, pretrained.weights)
+        for k in recalls:
+            results.append(Result(f"retrieval/{data.name}/{name}_R@{k}", float(standing.recall(k).mean()), chances(k), stamp))
+        results.append(Result(f"retrieval/{data.name}/{name}_median_rank", float(np.median(standing.rank())), None, stamp))
+    return results

@@ -1,0 +1,117 @@
+"""Zero-shot classification: class names in prompt templates, the best scoring class wins (CLIP, arXiv 2103.00020 section 3.1).
+
+Dual encoders: the features of a class are the normalised mean of the normalised features of its prompts. Fusion models: the matching
+head scores every prompt, log-odds are averaged. Equal scores count as random order, as in retrieval.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmpretrain.evaluate.pretrained import Pretrained
+from mmpretrain.evaluate.ranking import chance_recall, dense_standing
+from mmpretrain.evaluate.result import Result, Stamp
+from mmpretrain.evaluate.retrieval import tie_tolerance
+from mmpretrain.evaluate.samples import EvalSet, chosen, picture, single_image
+from mmpretrain.types import Sample
+
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "a picture of a {}",
+    "a photo of a {}",
+    "an image of a {}",
+    "a drawing of a {}",
+    "a close-up of a {}",
+    "a small picture of a {}",
+    "a bright picture of a {}",
+    "a dark picture of a {}",
+    "a blurred picture of a {}",
+    "a scene with a {}",
+    "there is a {} in the picture",
+    "this is a {}",
+    "the picture shows a {}",
+)
+
+
+def fill(templates: Sequence[str], name: str) -> list[str]:
+    """The prompts of a class; "a" before a vowel becomes "an".
+
+    Raises:
+        ValueError: a template without ``{}``.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"zero-shot: the template {template!r} has no {{}} for the class name")
+    vowel = name[:1].lower() in "aeiou"
+    return [(re.sub(r"\b([aA]) \{\}", r"\1n {}", template) if vowel else template).replace("{}", name) for template in templates]
+
+
+def classifier(pretrained: Pretrained, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+    """One vector of length 1 per class, float32 (C, E): mean of the prompts' vectors, renormalised. Dual encoders only."""
+    prompts = [fill(templates, name) for name in classes]
+    flat_E = pretrained.encode_text([prompt for group in prompts for prompt in group])
+    mean_CE = flat_E.view(len(classes), len(templates), -1).mean(dim=1)
+    return torch.nn.functional.normalize(mean_CE, dim=-1)
+
+
+def class_scores(pretrained: Pretrained, pixels: Sequence[Tensor], classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Score of every image with every class, float32 (images, C)."""
+    if pretrained.dual:
+        return pretrained.encode_pixels(pixels) @ classifier(pretrained, classes, templates).T
+    tokens = pretrained.tokenize([prompt for name in classes for prompt in fill(templates, name)])
+    rows = []
+    for image in pixels:
+        found = pretrained.match([image], tokens, np.zeros(len(tokens), dtype=np.int64), np.arange(len(tokens)))
+        rows.append(found.view(len(classes), len(templates)).mean(dim=1))
+    return torch.stack(rows)
+
+
+def zeroshot(
+    pretrained: Pretrained,
+    data: EvalSet,
+    classes: Sequence[str],
+    labels: Callable[[Sample], Collection[int]],
+    templates: Sequence[str] = TEMPLATES,
+    limit: int | None = None,
+    name: str = "zeroshot",
+) -> list[Result]:
+    """Top-1 and top-5 accuracy of zero-shot classification.
+
+    Args:
+        pretrained: a dual encoder, or a fusion model with a matching head.
+        data: samples with one image.
+        classes: names, each once.
+        labels: the classes that are right for a sample; any of them counts. Samples without one are left out.
+        templates: with ``{}`` where the class name goes.
+        limit: at most so many samples, evenly spread over the set; None for all (256 for fusion models).
+        name: first part of the metric's name.
+
+    Returns:
+        an empty list when no sample has a label.
+    """
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise ValueError("zero-shot: needs at least two classes, each named once")
+    limit = 256 if limit is None and not pretrained.dual else limit
+    rows = [(sample, sorted(set(labels(sample)))) for sample in chosen(data, limit, single_image)]
+    rows = [(sample, right) for sample, right in rows if right]
+    if not rows:
+        return []
+    scores = class_scores(pretrained, [picture(pretrained, sample) for sample, _ in rows], classes, templates)
+    right_IC = torch.zeros(len(rows), len(classes), dtype=torch.bool)
+    for i, (_, right) in enumerate(rows):
+        right_IC[i, right] = True
+    standing = dense_standing(scores, right_IC, tie_tolerance(pretrained))
+    matches = right_IC.sum(dim=1).numpy()
+    protocol = f"{len(classes)} classes, {len(templates)} templates, any right class counts, ties in random order"
+    stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, len(rows), pretrained.weights)
+    ks = (1, 5) if len(classes) > 5 else (1,)
+    return [
+        Result(f"{name}/{data.name}/top{k}", float(standing.recall(k).mean()), chance_recall(matches, len(classes), k), stamp) for k in ks
+    ]
+

@@ -1,0 +1,115 @@
+"""Retrieval, matching and zero-shot classification on a model whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import evaluation as fakes
+
+from mmpretrain.evaluate.matching import edit_pairs, matching, random_pairs
+from mmpretrain.evaluate.pretrained import _cut
+from mmpretrain.evaluate.retrieval import retrieval
+from mmpretrain.evaluate.samples import choose
+from mmpretrain.evaluate.zeroshot import classifier, fill, zeroshot
+
+
+def table(results) -> dict[str, float]:
+    return {result.name: result.value for result in results}
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_perfect_retrieval(fusion: bool) -> None:
+    found = table(retrieval(fakes.pretrained(fusion), fakes.coloured()))
+    assert found["retrieval/fake/i2t_R@1"] == 1.0
+    assert found["retrieval/fake/t2i_R@1"] == 1.0
+    assert found["retrieval/fake/i2t_median_rank"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_duplicates_share_the_credit(fusion: bool) -> None:
+    """Two equal rounds: half of the first places, although every score is right."""
+    found = table(retrieval(fakes.pretrained(fusion), fakes.coloured(rounds=2)))
+    assert found["retrieval/fake/t2i_R@1"] == pytest.approx(0.5)
+    # two of the four tied captions are right
+    assert found["retrieval/fake/i2t_R@1"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_a_constant_model_scores_chance(fusion: bool) -> None:
+    for result in retrieval(fakes.pretrained(fusion, constant=True), fakes.coloured(rounds=5)):
+        if result.chance is not None:
+            assert result.value == pytest.approx(result.chance, abs=1e-9), result.name
+
+
+def test_stamp_says_what_was_measured() -> None:
+    result = retrieval(fakes.pretrained(), fakes.coloured(rounds=4), limit=6)[0]
+    assert result.stamp.count == 6 and result.stamp.data == "fake@f00"
+    assert result.stamp.precision == "float32" and result.stamp.weights == "raw"
+    assert result.row()["stamp"]["protocol"].startswith("6 images, 12 captions")
+
+
+def test_fusion_reads_each_image_once_and_batches_pairs() -> None:
+    model, data = fakes.pretrained(fusion=True), fakes.coloured(rounds=8)
+    fakes.Transform.calls = 0
+    retrieval(model, data)
+    assert fakes.Transform.calls == 24
+    assert model.model.batches <= 4
+
+
+def test_matching_numbers() -> None:
+    found = table(matching(fakes.pretrained(fusion=True), fakes.coloured(rounds=3, statements=True)))
+    assert found["matching/fake/edits/accuracy"] == 1.0
+    assert found["matching/fake/edits/colour/preferred"] == 1.0
+    assert found["matching/fake/statements/accuracy"] == 1.0
+    assert found["matching/fake/random/accuracy"] == 1.0
+    dual = table(matching(fakes.pretrained(), fakes.coloured(rounds=3)))
+    assert dual["matching/fake/edits/preferred"] == 1.0 and "matching/fake/edits/accuracy" not in dual
+
+
+def test_a_constant_model_is_right_half_of_the_time() -> None:
+    for result in matching(fakes.pretrained(fusion=True, constant=True), fakes.coloured(rounds=3, statements=True)):
+        assert result.value == pytest.approx(0.5), result.name
+
+
+def test_random_negatives_are_never_own_captions() -> None:
+    samples = list(fakes.coloured(rounds=4).samples)
+    pairs = random_pairs(samples)
+    assert len(pairs.image) >= 10 and random_pairs(samples) == pairs
+    for i, true, false in zip(pairs.image, pairs.true, pairs.false, strict=True):
+        assert true in samples[i].captions and false not in samples[i].captions
+    edits = edit_pairs(samples)
+    assert set(edits.kind) == {"colour"} and all(t != f for t, f in zip(edits.true, edits.false, strict=True))
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_zeroshot(fusion: bool) -> None:
+    names = list(fakes.COLOURS)
+    label = lambda sample: [names.index(sample.key[:-1])]
+    result = zeroshot(fakes.pretrained(fusion), fakes.coloured(), names, label, templates=("{}", "a {} cube"))[0]
+    assert result.value == 1.0 and result.chance == pytest.approx(1 / 3)
+    several = zeroshot(fakes.pretrained(fusion), fakes.coloured(), names, lambda sample: [0, 1, 2])[0]
+    assert several.value == several.chance == 1.0
+
+
+def test_prompts_and_class_vectors() -> None:
+    assert fill(("{}", "a {}", "photo of a {} here"), "orange") == ["orange", "an orange", "photo of an orange here"]
+    with pytest.raises(ValueError, match=r"no \{\}"):
+        fill(("nothing",), "x")
+    vectors = classifier(fakes.pretrained(), ["red", "blue"], ("{}", "a {}"))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_subset_is_spread_evenly() -> None:
+    assert choose(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert choose(3, None).tolist() == [0, 1, 2] == choose(3, 9).tolist()
+    with pytest.raises(ValueError, match="at least one"):
+        choose(3, 0)
+
+
+def test_batches_keep_the_budget() -> None:
+    cost = sorted(np.random.default_rng(0).integers(1, 60, 200).tolist())
+    groups = list(_cut(range(200), cost, budget=100))
+    assert [i for group in groups for i in group] == list(range(200))
+    assert all(len(group) * max(cost[i] for i in group) <= 100 for group in groups)
+    assert list(_cut([], [], 10)) == [] and list(_cut([7], [99], 10)) == [[7]]
