@@ -1,0 +1,282 @@
+"""The offset index of a shard: where every member of every sample lies, its checksum, and how many texts and pictures a sample has.
+
+Made automatically in one pass over the tar, kept as ``SHARD.tar.idx.npz`` beside it (in the cache folder where that cannot be written), and
+mapped into memory when read. Making it is the check of a shard: all damage that a tar can show is an error here, never a silently shorter
+epoch. Key rule (as webdataset's): the folder and the name up to its first dot; the rest, in lower case, says what the member is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmpretrain.data import tar
+from mmpretrain.data.cache import cache_root, locked, writable, write_atomic
+from mmpretrain.data.decode import allowed, assemble, limit
+from mmpretrain.data.errors import BadSample, DataError
+
+VERSION = 1
+_PROBLEMS_KEPT = 20
+_SHOW_PROGRESS = 256 << 20  # bytes to index
+
+
+class ShardIndex(NamedTuple):
+    """The index of one shard with S samples and M members. Arrays may be mapped from a file."""
+
+    path: Path
+    keys: np.ndarray  # uint8: the UTF-8 keys one after another
+    key_ends_S: np.ndarray  # int64
+    first_member: np.ndarray  # int64 (S + 1,)
+    offsets_M: np.ndarray  # int64, of the bytes of a member
+    sizes_M: np.ndarray  # int64
+    crcs_M: np.ndarray  # uint32
+    extensions_M: np.ndarray  # uint16, into ``extensions``
+    captions_S: np.ndarray  # uint16; 0 where the texts cannot be read
+    statements_S: np.ndarray  # uint16
+    images_S: np.ndarray  # uint16
+    extensions: tuple[str, ...]
+    tar_size: int
+    digest: str  # sha256 of all the above but the path
+    ignored: dict[str, int]  # extension -> members that are never read
+    problems: tuple[str, ...]  # the first of the samples whose texts cannot be used, with the reason
+    bad: int  # how many such samples
+
+    def __len__(self) -> int:
+        return len(self.key_ends_S)
+
+    def key(self, sample: int) -> str:
+        start = int(self.key_ends_S[sample - 1]) if sample else 0
+        return bytes(self.keys[start : int(self.key_ends_S[sample])]).decode("utf-8")
+
+    def members(self, sample: int) -> list[tuple[str, int, int, int]]:
+        """(extension, offset, size, crc32) of each allowed member."""
+        first, last = int(self.first_member[sample]), int(self.first_member[sample + 1])
+        return [
+            (self.extensions[self.extensions_M[m]], int(self.offsets_M[m]), int(self.sizes_M[m]), int(self.crcs_M[m]))
+            for m in range(first, last)
+        ]
+
+
+_ARRAYS = tuple(ShardIndex._fields[1:11])
+
+
+class _Builder:
+    """Collects what :func:`build` sees."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.keys: list[bytes] = []
+        self.seen: set[str] = set()
+        self.rows: list[tuple[int, int, int, str]] = []  # offset, size, crc, extension
+        self.first = [0]
+        self.counts: list[tuple[int, int, int]] = []
+        self.ignored: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.bad = 0
+
+    def close(self, key: str, group: dict[str, tuple[tar.Member, bytes | None, int]]) -> None:
+        """End the sample ``key``: check it, count its texts and pictures."""
+        if key in self.seen:
+            other = next(iter(group.values()))[0]
+            raise DataError(f"{self.path}: the members of key {key!r} are not adjacent (again at offset {other.header}); write the shard again")
+        self.seen.add(key)
+        readable = {name: entry for name, entry in group.items() if allowed(name)}
+        hidden = [name for name in group if "." in name and allowed(name.rpartition(".")[2]) and not allowed(name)]
+        if not readable and hidden:
+            raise DataError(f"{self.path}: key {key!r} has no readable member but {hidden[0]!r}: a key must not hold a dot; rename the members")
+        self.ignored.update(name for name in group if name not in readable)
+        if not readable:
+            return
+        self.keys.append(key.encode("utf-8"))
+        self.rows.extend((entry[0].offset, entry[0].size, entry[2], name) for name, entry in readable.items())
+        self.first.append(len(self.rows))
+        try:
+            for name, (member, _, _) in readable.items():
+                if (most := limit(name)) is not None and member.size > most:
+                    raise BadSample(f"{name} of {member.size} bytes is longer than {most}")
+            sample = assemble(key, {name: entry[1] for name, entry in readable.items()})
+            self.counts.append((len(sample.captions), len(sample.statements), len(sample.images)))
+        except BadSample as error:
+            self.bad += 1
+            if len(self.problems) < _PROBLEMS_KEPT:
+                self.problems.append(f"{key}: {error}")
+            self.counts.append((0, 0, 0))
+
+    def finish(self, tar_size: int) -> ShardIndex:
+        names = sorted({row[3] for row in self.rows})
+        code = {name: number for number, name in enumerate(names)}
+        rows, counts = self.rows, np.minimum(np.asarray(self.counts, dtype=np.int64).reshape(-1, 3), 65535).astype(np.uint16)
+        arrays = (
+            np.frombuffer(b"".join(self.keys), dtype=np.uint8),
+            np.cumsum([len(key) for key in self.keys], dtype=np.int64),
+            np.asarray(self.first, dtype=np.int64),
+            np.asarray([row[0] for row in rows], dtype=np.int64),
+            np.asarray([row[1] for row in rows], dtype=np.int64),
+            np.asarray([row[2] for row in rows], dtype=np.uint32),
+            np.asarray([code[row[3]] for row in rows], dtype=np.uint16),
+            *(np.ascontiguousarray(counts[:, column]) for column in range(3)),
+        )
+        digest = hashlib.sha256(json.dumps([VERSION, tar_size, names]).encode())
+        for array in arrays:
+            digest.update(array.tobytes())
+        rest = (tuple(names), tar_size, digest.hexdigest(), dict(self.ignored), tuple(self.problems), self.bad)
+        return ShardIndex(self.path, *arrays, *rest)
+
+
+def build(path: Path) -> ShardIndex:
+    """Read a whole shard and index it.
+
+    Raises:
+        DataError: the archive is damaged in any way, a member stands twice, the members of a key are not adjacent, or a key breaks the rule.
+    """
+    made = _Builder(path)
+    size = path.stat().st_size
+    if size == 0:
+        raise DataError(f"{path}: the file is empty; write the shard again")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        current: str | None = None
+        group: dict[str, tuple[tar.Member, bytes | None, int]] = {}
+        for member in tar.members(data, str(path)):
+            folder, slash, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            key, extension = folder + slash + stem, extension.lower()
+            if not stem or not extension:
+                made.ignored[name] += 1
+                continue
+            if key != current:
+                if current is not None:
+                    made.close(current, group)
+                current, group = key, {}
+            if extension in group:
+                raise DataError(f"{path}: key {key!r} has two members {extension!r} (the second at offset {member.header}); write the shard again")
+            view = memoryview(data)[member.offset : member.offset + member.size]
+            crc = zlib.crc32(view) if allowed(extension) else 0
+            most = limit(extension)
+            kept = bytes(view) if most is not None and member.size <= most else None
+            view.release()
+            group[extension] = (member, kept, crc)
+        if current is not None:
+            made.close(current, group)
+    return made.finish(size)
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [VERSION, stat.st_size, stat.st_mtime_ns]
+
+
+def index_path(path: Path) -> Path:
+    """Where the index of a shard is written: beside it if that folder can be written, else in the cache."""
+    if writable(path.parent):
+        return path.with_name(path.name + ".idx.npz")
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return cache_root() / "index" / f"{name}-{path.name}.idx.npz"
+
+
+def save(index: ShardIndex, target: Path) -> None:
+    """Write an index so that no reader ever sees a part of it."""
+    rest = {name: getattr(index, name) for name in ("extensions", "tar_size", "digest", "ignored", "problems", "bad")}
+    head = json.dumps({**rest, "stamp": _stamp(index.path)}).encode("utf-8")
+    buffer = io.BytesIO()
+    np.savez(buffer, head=np.frombuffer(head, dtype=np.uint8), **{name: getattr(index, name) for name in _ARRAYS})
+    write_atomic(target, buffer.getvalue())
+
+
+def load(path: Path, target: Path) -> ShardIndex | None:
+    """The saved index of ``path``; None where there is none, it is damaged, of another version, or older than the shard."""
+    try:
+        arrays = map_npz(target)
+        head: dict[str, Any] = json.loads(bytes(arrays["head"]).decode("utf-8"))
+        if head["stamp"] != _stamp(path):
+            return None
+        rest = (tuple(head["extensions"]), head["tar_size"], head["digest"], head["ignored"], tuple(head["problems"]), head["bad"])
+        return ShardIndex(path, *(arrays[name] for name in _ARRAYS), *rest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def map_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an uncompressed ``.npz`` mapped into memory: read only, one mapping for all of them.
+
+    Raises:
+        ValueError: compressed, cut short, or object arrays.
+    """
+    import zipfile
+
+    found: dict[str, np.ndarray] = {}
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{path}: {entry.filename} is compressed")
+                with archive.open(entry) as member:
+                    version = np.lib.format.read_magic(member)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    shape, _, dtype = read(member)
+                    head = member.tell()
+                if dtype.hasobject:
+                    raise ValueError(f"{path}: {entry.filename} holds objects")
+                local = entry.header_offset
+                start = local + 30 + int.from_bytes(mapped[local + 26 : local + 28], "little") + int.from_bytes(mapped[local + 28 : local + 30], "little")
+                count = int(np.prod(shape))
+                found[entry.filename.removesuffix(".npy")] = np.frombuffer(mapped, dtype, count, start + head).reshape(shape)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: {error}") from None
+    return found
+
+
+def open_index(path: Path) -> ShardIndex:
+    """The index of a shard: the saved one where it is fresh, else made and saved.
+
+    Raises:
+        DataError: see :func:`build`.
+    """
+    target = index_path(path)
+    if (found := load(path, target)) is not None:
+        return found
+    with locked(str(path.resolve())):
+        if (found := load(path, target)) is not None:  # another process made it meanwhile
+            return found
+        made = build(path)
+        try:
+            save(made, target)
+        except OSError:
+            return made  # nowhere to keep it: it is made again next time
+        return load(path, target) or made
+
+
+def open_indexes(paths: Sequence[Path], threads: int = 4) -> list[ShardIndex]:
+    """The indexes of many shards, with a progress bar where much has to be read.
+
+    Raises:
+        DataError: see :func:`build`; or no sample in any of them.
+    """
+    missing = sum(path.stat().st_size for path in paths if not index_path(path).exists())
+    with ThreadPoolExecutor(max(1, min(threads, len(paths)))) as pool:
+        found = pool.map(open_index, paths)
+        if missing > _SHOW_PROGRESS:
+            from rich.progress import track
+
+            found = track(found, f"Indexing {len(paths)} shards", total=len(paths))
+        indexes = list(found)
+    if not sum(len(index) for index in indexes):
+        raise DataError(f"data: no sample in {paths[0]}" + (f" and {len(paths) - 1} more shards" if len(paths) > 1 else ""))
+    return indexes
+
+
+def fingerprint(indexes: Sequence[ShardIndex]) -> str:
+    """sha256 over the contents of the shards in their order; where they lie does not matter."""
+    return hashlib.sha256("\n".join(index.digest for index in indexes).encode()).hexdigest()
+
+
