@@ -27,7 +27,7 @@ def embed(pretrained: Pretrained, data: EvalSet, out: Path | str, part_size: int
     """Write keys, first captions and the vectors of images and captions.
 
     Columns (parquet) or arrays (npz): ``key`` and ``caption`` (text; "" where a sample has no caption), ``image`` and ``text``
-    (float32, width). The vector of a missing image or caption is NaN. Samples stand in the order of the data.
+    (float32, width). The vector of a missing or undecodable image, or of a missing caption, is NaN. Samples stand in the order of the data.
 
     Args:
         pretrained: see ``Pretrained`` for what the vectors of fusion models are.
@@ -77,8 +77,10 @@ def _vectors(pretrained: Pretrained, samples: list[Sample]) -> dict[str, np.ndar
     text = np.full((len(samples), width), np.nan, dtype=np.float32)
     with_image = [i for i, sample in enumerate(samples) if single_image(sample)]
     with_text = [i for i, caption in enumerate(captions) if caption]
-    if with_image and pretrained.image_transform is not None:
-        image[with_image] = pretrained.encode_pixels([picture(pretrained, samples[i]) for i in with_image]).numpy()
+    pixels = [picture(pretrained, samples[i]) if pretrained.image_transform is not None else None for i in with_image]
+    decoded = [(i, found) for i, found in zip(with_image, pixels, strict=True) if found is not None]
+    if decoded:
+        image[[i for i, _ in decoded]] = pretrained.encode_pixels([found for _, found in decoded]).numpy()
     if with_text and pretrained.tokenizer is not None:
         text[with_text] = pretrained.encode_text([captions[i] for i in with_text]).numpy()
     return {"key": np.array([s.key for s in samples], dtype=str), "caption": np.array(captions, dtype=str), "image": image, "text": text}

@@ -8,22 +8,23 @@ score higher (all models; chance 50 %, a tie counts one half).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import tie_tolerance
 from mmpretrain.evaluate.samples import EvalSet, chosen, picture, single_image
 from mmpretrain.random import key_of, stream
-from mmpretrain.types import Sample, Tokens
+from mmpretrain.types import Sample
 
 _OTHER = stream("evaluate/matching/other")
 _EDIT = stream("evaluate/matching/edit")
+_AGAINST = {"random": "a caption of another image", "edits": "the caption with one minimal edit"}
+IMAGES = 256  # decoded images held at a time
 
 
 class _Pairs(NamedTuple):
@@ -47,20 +48,26 @@ def matching(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000) ->
         an empty list when no sample has captions or statements.
     """
     samples = [sample for sample in chosen(data, limit, single_image) if sample.captions or sample.statements]
-    pixels = [picture(pretrained, sample) for sample in samples]
-    results = []
-    if sum(1 for sample in samples if sample.captions) > 1:
-        results += _compare(pretrained, data, pixels, random_pairs(samples), "random", "a caption of another image")
-        edits = edit_pairs(samples)
-        if edits.image:
-            results += _compare(pretrained, data, pixels, edits, "edits", "the caption with one minimal edit")
-    return results + _statements(pretrained, data, samples, pixels)
+    pairs = {"random": random_pairs(samples), "edits": edit_pairs(samples)}
+    told = [] if pretrained.dual else [(i, s.text, s.label) for i, sample in enumerate(samples) for s in sample.statements]
+    image_P = [i for p in pairs.values() for i in (*p.image, *p.image)] + [i for i, _, _ in told]
+    texts = [text for p in pairs.values() for text in (*p.true, *p.false)] + [text for _, text, _ in told]
+    if not texts:
+        return []
+    found, results, start = scores(pretrained, samples, image_P, texts), [], 0
+    for name, p in pairs.items():
+        true, false = np.split(found[start : start + 2 * len(p.image)], 2)
+        start += 2 * len(p.image)
+        results += _compare(pretrained, data, p, name, true, false)
+    return results + _statements(pretrained, data, found[start:], np.asarray([label for _, _, label in told]))
 
 
 def random_pairs(samples: Sequence[Sample]) -> _Pairs:
     """For each image one of its captions and a caption of another image that is none of its own."""
     owners = [i for i, sample in enumerate(samples) if sample.captions]
     pairs = _Pairs([], [], [], [])
+    if len(owners) < 2:
+        return pairs
     for place, i in enumerate(owners):
         own = samples[i]
         true = own.captions[key_of(_OTHER, i, 0) % len(own.captions)]
@@ -87,48 +94,62 @@ def edit_pairs(samples: Sequence[Sample]) -> _Pairs:
     return pairs
 
 
-def scores(pretrained: Pretrained, pixels: Sequence[Tensor], image_P: Sequence[int], texts: Sequence[str]) -> np.ndarray:
-    """Cosines or log-odds of pairs: float64 (P,)."""
-    tokens: list[Tokens] = pretrained.tokenize(list(texts))
-    image_P = np.asarray(image_P, dtype=np.int64)
-    if pretrained.dual:
-        found = (pretrained.encode_pixels(pixels)[image_P] * pretrained.encode_tokens(tokens)).sum(dim=1)
-    else:
-        found = pretrained.match(pixels, tokens, image_P, np.arange(len(tokens)))
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError("matching: the model gives scores that are not finite")
-    return found.double().numpy()
+def scores(pretrained: Pretrained, samples: Sequence[Sample], image_P: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Cosines or log-odds of text p with the image of sample ``image_P[p]``: float64 (P,), NaN where the image cannot be decoded.
+
+    Each image is decoded once, and only a part of them is held at a time.
+    """
+    tokens, image_P = pretrained.tokenize(list(texts)), np.asarray(image_P, dtype=np.int64)
+    found = np.full(len(tokens), np.nan)
+    text_PE = pretrained.encode_tokens(tokens) if pretrained.dual else None
+    for start in range(0, len(samples), IMAGES):
+        inside = np.flatnonzero((image_P >= start) & (image_P < start + IMAGES))
+        needed = {int(i): picture(pretrained, samples[i]) for i in np.unique(image_P[inside])}
+        slot = {i: place for place, i in enumerate(i for i, image in needed.items() if image is not None)}
+        pixels = [needed[i] for i in slot]
+        inside = np.array([p for p in inside if int(image_P[p]) in slot], dtype=np.int64)
+        if not len(inside):
+            continue
+        rows = np.array([slot[int(i)] for i in image_P[inside]])
+        if text_PE is not None:
+            part = (pretrained.encode_pixels(pixels)[rows] * text_PE[inside]).sum(dim=1)
+        else:
+            part = pretrained.match(pixels, [tokens[p] for p in inside], rows, np.arange(len(inside)))
+        if not bool(torch.isfinite(part).all()):
+            raise ValueError("matching: the model gives scores that are not finite")
+        found[inside] = part.double().numpy()
+    return found
 
 
-def _compare(pretrained: Pretrained, data: EvalSet, pixels: Sequence[Tensor], pairs: _Pairs, name: str, what: str) -> list[Result]:
-    both = scores(pretrained, pixels, [*pairs.image, *pairs.image], [*pairs.true, *pairs.false])
-    true, false = np.split(both, 2)
-    difference, tolerance = true - false, tie_tolerance(pretrained)
-    preferred = np.where(np.abs(difference) <= tolerance, 0.5, difference > 0)
+def _compare(pretrained: Pretrained, data: EvalSet, pairs: _Pairs, name: str, true: np.ndarray, false: np.ndarray) -> list[Result]:
+    seen = ~np.isnan(true)
+    true, false, kinds = true[seen], false[seen], np.asarray(pairs.kind, dtype=str)[seen]
+    if not len(true):
+        return []
+    difference = true - false
+    preferred = np.where(np.abs(difference) <= tie_tolerance(pretrained), 0.5, difference > 0)
     correct = ((true > 0).astype(float) + (false <= 0)) / 2
-    protocol = f"a true caption against {what}"
-    kinds = np.asarray(pairs.kind)
-    groups: Mapping[str, Any] = {"": np.ones(len(kinds), dtype=bool)}
-    if name != "random":
-        groups |= {f"/{kind}": kinds == kind for kind in sorted(set(pairs.kind))}
+    groups = {"": np.ones(len(true), dtype=bool)}
+    if name == "edits":
+        groups |= {f"/{kind}": kinds == kind for kind in sorted(set(kinds.tolist()))}
     results = []
-    for suffix, chosen_P in groups.items():
-        stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, int(chosen_P.sum()), pretrained.weights)
+    for suffix, group in groups.items():
+        protocol = f"a true caption against {_AGAINST[name]}"
+        stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, int(group.sum()), pretrained.weights)
         prefix = f"matching/{data.name}/{name}{suffix}"
         if not pretrained.dual:
             half = stamp._replace(protocol=f"{protocol}; sign of the log-odds, half the pairs true", count=2 * stamp.count)
-            results.append(Result(f"{prefix}/accuracy", float(correct[chosen_P].mean()), 0.5, half))
-        results.append(Result(f"{prefix}/preferred", float(preferred[chosen_P].mean()), 0.5, stamp))
+            results.append(Result(f"{prefix}/accuracy", float(correct[group].mean()), 0.5, half))
+        results.append(Result(f"{prefix}/preferred", float(preferred[group].mean()), 0.5, stamp))
     return results
 
 
-def _statements(pretrained: Pretrained, data: EvalSet, samples: Sequence[Sample], pixels: Sequence[Tensor]) -> list[Result]:
-    rows = [(i, s.text, s.label) for i, sample in enumerate(samples) for s in sample.statements]
-    if not rows or pretrained.dual:
+def _statements(pretrained: Pretrained, data: EvalSet, found: np.ndarray, labels: np.ndarray) -> list[Result]:
+    seen = ~np.isnan(found)
+    found, labels = found[seen], labels[seen]
+    if not len(found):
         return []
-    image, text, label = zip(*rows, strict=True)
-    correct = (scores(pretrained, pixels, image, text) > 0) == np.asarray(label)
-    share = float(np.mean(label))
+    share = float(np.mean(labels))
     protocol = "labelled statements, sign of the log-odds; chance is the share of the more frequent label"
-    stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, len(rows), pretrained.weights)
-    return [Result(f"matching/{data.name}/statements/accuracy", float(correct.mean()), max(share, 1 - share), stamp)]
+    stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, len(found), pretrained.weights)
+    return [Result(f"matching/{data.name}/statements/accuracy", float(((found > 0) == labels).mean()), max(share, 1 - share), stamp)]

@@ -9,7 +9,7 @@ import torch
 
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
-from mmpretrain.evaluate.samples import EvalSet, chosen, picture, single_image
+from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, single_image, with_pictures
 from mmpretrain.random import key_of, stream
 from mmpretrain.types import Batch, Sample
 
@@ -38,21 +38,21 @@ def masked_accuracy(pretrained: Pretrained, data: EvalSet, limit: int | None = 1
     name = next((n for n in pretrained.objectives if _is_mlm(pretrained.objectives[n])), None)
     if name is None:
         return []
-    samples = [s for s in chosen(data, limit, single_image) if true_text(s) is not None]
-    totals = {"": [0.0, 0.0], "_without_image": [0.0, 0.0]}
-    for start in range(0, len(samples), batch_size):
-        part = samples[start : start + batch_size]
-        keys = torch.tensor([key_of(_MASK, seed, start + i) for i in range(len(part))], dtype=torch.int64, device=pretrained.device)
-        text = pretrained.text(pretrained.tokenize([true_text(sample) or "" for sample in part]))
-        image = pretrained.pixels([picture(pretrained, sample) for sample in part])
-        batch = Batch(keys=tuple(s.key for s in part), draw_keys_B=keys, text=text, image=image)
-        for suffix, seen in (("", batch), ("_without_image", batch._replace(image=None))):
-            right, count = pretrained.run(lambda model, objectives, seen=seen: _step(model, objectives, name, seen))
+    wanted = chosen(data, limit, lambda sample: single_image(sample) and true_text(sample) is not None)
+    totals, seen = {"": [0.0, 0.0], "_without_image": [0.0, 0.0]}, 0
+    for part in chunks(with_pictures(pretrained, wanted), batch_size):
+        keys = torch.tensor([key_of(_MASK, seed, seen + i) for i in range(len(part))], dtype=torch.int64, device=pretrained.device)
+        text = pretrained.text(pretrained.tokenize([true_text(sample) or "" for sample, _ in part]))
+        image = pretrained.pixels([image for _, image in part])
+        batch = Batch(keys=tuple(sample.key for sample, _ in part), draw_keys_B=keys, text=text, image=image)
+        for suffix, given in (("", batch), ("_without_image", batch._replace(image=None))):
+            right, count = pretrained.run(lambda model, objectives, given=given: _step(model, objectives, name, given))
             totals[suffix][0] += right
             totals[suffix][1] += count
+        seen += len(part)
     if not totals[""][1]:
         return []
-    protocol = f"{len(samples)} texts, tokens chosen by the recipe's masking rule with seed {seed}, count is tokens"
+    protocol = f"{seen} texts, tokens chosen by the recipe's masking rule with seed {seed}, count is tokens"
     stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, int(totals[""][1]), pretrained.weights)
     return [Result(f"mlm/{data.name}/accuracy{suffix}", right / count, None, stamp) for suffix, (right, count) in totals.items()]
 

@@ -6,7 +6,7 @@ caption's one image is. Dual encoders rank by cosine, fusion models by the match
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.ranking import Standing, chance_recall, standings
 from mmpretrain.evaluate.result import Result, Stamp
-from mmpretrain.evaluate.samples import EvalSet, chosen, picture, single_image
+from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, single_image, with_pictures
 from mmpretrain.types import Sample, Tokens
 
 RECALLS = (1, 5, 10)
@@ -28,7 +28,7 @@ FUSION_LIMIT = 256  # images; a fusion model needs images x captions forwards
 class Gallery(NamedTuple):
     """Images and texts to rank. Text p belongs to image ``image_P[p]``."""
 
-    pixels: list[Tensor]  # uint8 (3, H, W) each
+    images: Tensor | list[Tensor]  # vectors float32 (I, E) of a dual encoder, uint8 (3, H, W) each for a fusion model
     tokens: list[Tokens]
     image_P: np.ndarray  # int64 (P,)
 
@@ -56,21 +56,23 @@ def retrieval(
         raise ValueError("retrieval: this checkpoint cannot score pairs (a fusion model without a matching head)")
     limit = FUSION_LIMIT if limit is None and not pretrained.dual else limit
     gallery = gather(pretrained, chosen(data, limit, lambda sample: single_image(sample) and bool(sample.captions)))
-    if not gallery.pixels:
+    if not len(gallery.images):
         raise ValueError(f"{data.name}: no sample has one image and a caption, so there is nothing to retrieve")
     i2t, t2i = _rank(pretrained, gallery, progress)
     return _results(pretrained, data, gallery, i2t, t2i, recalls)
 
 
-def gather(pretrained: Pretrained, samples) -> Gallery:
-    """Transformed images and tokenised captions of samples; each image is decoded once."""
-    pixels, tokens, owners = [], [], []
-    for index, sample in enumerate(samples):
-        sample: Sample
-        pixels.append(picture(pretrained, sample))
-        tokens.extend(pretrained.tokenize(list(sample.captions)))
-        owners.extend([index] * len(sample.captions))
-    return Gallery(pixels, tokens, np.asarray(owners, dtype=np.int64))
+def gather(pretrained: Pretrained, samples: Iterable[Sample]) -> Gallery:
+    """Images and tokenised captions of samples. Each image is decoded once; a dual encoder keeps its vector only."""
+    images, tokens, owners, count = [], [], [], 0
+    for part in chunks(with_pictures(pretrained, samples), BLOCK):
+        pixels = [image for _, image in part]
+        images.extend([pretrained.encode_pixels(pixels)] if pretrained.dual else pixels)
+        for sample, _ in part:
+            tokens.extend(pretrained.tokenize(list(sample.captions)))
+            owners.extend([count] * len(sample.captions))
+            count += 1
+    return Gallery(torch.cat(images) if pretrained.dual and images else images, tokens, np.asarray(owners, dtype=np.int64))
 
 
 def tie_tolerance(pretrained: Pretrained) -> float:
@@ -81,17 +83,17 @@ def tie_tolerance(pretrained: Pretrained) -> float:
 
 
 def _rank(pretrained: Pretrained, gallery: Gallery, progress: Callable[[int, int], None] | None) -> tuple[Standing, Standing]:
-    images, texts = len(gallery.pixels), len(gallery.tokens)
+    images, texts = len(gallery.images), len(gallery.tokens)
     if pretrained.dual:
-        scores = _Cosines(pretrained.encode_pixels(gallery.pixels), pretrained.encode_tokens(gallery.tokens))
+        scores = _Cosines(gallery.images, pretrained.encode_tokens(gallery.tokens))
         own, block, rows = scores.own(gallery.image_P), scores.block, BLOCK
     else:
-        own = pretrained.match(gallery.pixels, gallery.tokens, gallery.image_P, np.arange(texts))
+        own = pretrained.match(gallery.images, gallery.tokens, gallery.image_P, np.arange(texts))
         rows = max(1, PAIRS // texts)
 
         def block(part: slice) -> Tensor:
             image, text = np.divmod(np.arange((part.stop - part.start) * texts), texts)
-            return pretrained.match(gallery.pixels, gallery.tokens, image + part.start, text).view(-1, texts)
+            return pretrained.match(gallery.images, gallery.tokens, image + part.start, text).view(-1, texts)
 
     def counted(part: slice) -> Tensor:
         result = block(part)
@@ -122,7 +124,7 @@ class _Cosines:
 def _results(
     pretrained: Pretrained, data: EvalSet, gallery: Gallery, i2t: Standing, t2i: Standing, recalls: tuple[int, ...]
 ) -> list[Result]:
-    images, texts = len(gallery.pixels), len(gallery.tokens)
+    images, texts = len(gallery.images), len(gallery.tokens)
     captions = np.bincount(gallery.image_P, minlength=images)
     scorer = "cosine" if pretrained.dual else "matching head on every pair"
     protocol = f"{images} images, {texts} captions, any caption of the image counts, ranked by {scorer}, ties in random order"

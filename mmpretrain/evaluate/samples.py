@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from mmpretrain.data.errors import BadSample
+from mmpretrain.data.reader import ShardReader
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.types import Sample
+
+T = TypeVar("T")
+_LOG = logging.getLogger("mmpretrain")
 
 
 class EvalSet(NamedTuple):
@@ -18,6 +25,35 @@ class EvalSet(NamedTuple):
     name: str
     samples: Sequence[Sample]
     fingerprint: str
+
+
+class Shards(Sequence):
+    """The samples of shards as a sequence; each access reads one sample."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.reader.read(index)
+
+
+def open_set(name: str, source: str | Sequence[str]) -> EvalSet:
+    """The set of a source as the data module takes it: a folder, tar files, a pattern, ``scenes:val``.
+
+    Raises:
+        DataError: the source does not exist or is damaged.
+    """
+    from mmpretrain.data.sources import expand
+
+    return of_reader(name, ShardReader(expand(source, split="val")))
+
+
+def of_reader(name: str, reader: ShardReader) -> EvalSet:
+    """The set that a reader reads."""
+    return EvalSet(name, Shards(reader), reader.fingerprint[:16])
 
 
 def choose(size: int, limit: int | None) -> np.ndarray:
@@ -30,9 +66,13 @@ def choose(size: int, limit: int | None) -> np.ndarray:
 
 
 def chosen(data: EvalSet, limit: int | None, keep: Callable[[Sample], bool] = lambda sample: True) -> Iterator[Sample]:
-    """The samples of a subset that ``keep`` accepts, in order."""
+    """The samples of a subset that ``keep`` accepts, in order. Samples that cannot be read are left out with a warning."""
     for index in choose(len(data.samples), limit):
-        sample = data.samples[int(index)]
+        try:
+            sample = data.samples[int(index)]
+        except BadSample as error:
+            _LOG.warning("left out of the evaluation: %s", error)
+            continue
         if keep(sample):
             yield sample
 
@@ -42,13 +82,25 @@ def single_image(sample: Sample) -> bool:
     return len(sample.images) == 1
 
 
-def picture(pretrained: Pretrained, sample: Sample) -> Tensor:
-    """The image of a sample as the model wants it: uint8 (3, H, W).
-
-    Raises:
-        ValueError: the image cannot be decoded; the message names the sample.
-    """
+def picture(pretrained: Pretrained, sample: Sample) -> Tensor | None:
+    """The image of a sample as the model wants it, uint8 (3, H, W); None, with a warning, where it cannot be decoded."""
     try:
         return pretrained.transform(sample.images[0])
-    except (ValueError, OSError) as error:
-        raise ValueError(f"sample {sample.key}: {error}") from None
+    except BadSample as error:
+        _LOG.warning("left out of the evaluation: sample %s: %s", sample.key, error)
+        return None
+
+
+def with_pictures(pretrained: Pretrained, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Tensor]]:
+    """The samples whose image can be decoded, with the image."""
+    for sample in samples:
+        image = picture(pretrained, sample)
+        if image is not None:
+            yield sample, image
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most ``size`` consecutive items."""
+    iterator = iter(items)
+    while part := list(itertools.islice(iterator, size)):
+        yield part

@@ -17,7 +17,7 @@ from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.ranking import chance_recall, dense_standing
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import tie_tolerance
-from mmpretrain.evaluate.samples import EvalSet, chosen, picture, single_image
+from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, single_image, with_pictures
 from mmpretrain.types import Sample
 
 TEMPLATES = (
@@ -60,16 +60,18 @@ def classifier(pretrained: Pretrained, classes: Sequence[str], templates: Sequen
     return torch.nn.functional.normalize(mean_CE, dim=-1)
 
 
-def class_scores(pretrained: Pretrained, pixels: Sequence[Tensor], classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Score of every image with every class, float32 (images, C)."""
+def class_scorer(pretrained: Pretrained, classes: Sequence[str], templates: Sequence[str]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """A function from transformed images to scores with every class, float32 (images, C). The texts are read once."""
     if pretrained.dual:
-        return pretrained.encode_pixels(pixels) @ classifier(pretrained, classes, templates).T
+        weight_EC = classifier(pretrained, classes, templates).T
+        return lambda pixels: pretrained.encode_pixels(pixels) @ weight_EC
     tokens = pretrained.tokenize([prompt for name in classes for prompt in fill(templates, name)])
-    rows = []
-    for image in pixels:
-        found = pretrained.match([image], tokens, np.zeros(len(tokens), dtype=np.int64), np.arange(len(tokens)))
-        rows.append(found.view(len(classes), len(templates)).mean(dim=1))
-    return torch.stack(rows)
+
+    def score(pixels: Sequence[Tensor]) -> Tensor:
+        image_P, text_P = np.divmod(np.arange(len(pixels) * len(tokens)), len(tokens))
+        return pretrained.match(pixels, tokens, image_P, text_P).view(len(pixels), len(classes), len(templates)).mean(dim=2)
+
+    return score
 
 
 def zeroshot(
@@ -98,18 +100,21 @@ def zeroshot(
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise ValueError("zero-shot: needs at least two classes, each named once")
     limit = 256 if limit is None and not pretrained.dual else limit
-    rows = [(sample, sorted(set(labels(sample)))) for sample in chosen(data, limit, single_image)]
-    rows = [(sample, right) for sample, right in rows if right]
-    if not rows:
+    wanted = chosen(data, limit, lambda sample: single_image(sample) and bool(labels(sample)))
+    right, parts = [], []
+    scorer = class_scorer(pretrained, classes, templates)
+    for part in chunks(with_pictures(pretrained, wanted), 256):
+        right.extend(sorted(set(labels(sample))) for sample, _ in part)
+        parts.append(scorer([image for _, image in part]))
+    if not parts:
         return []
-    scores = class_scores(pretrained, [picture(pretrained, sample) for sample, _ in rows], classes, templates)
-    right_IC = torch.zeros(len(rows), len(classes), dtype=torch.bool)
-    for i, (_, right) in enumerate(rows):
-        right_IC[i, right] = True
-    standing = dense_standing(scores, right_IC, tie_tolerance(pretrained))
+    right_IC = torch.zeros(len(right), len(classes), dtype=torch.bool)
+    for i, found in enumerate(right):
+        right_IC[i, found] = True
+    standing = dense_standing(torch.cat(parts), right_IC, tie_tolerance(pretrained))
     matches = right_IC.sum(dim=1).numpy()
     protocol = f"{len(classes)} classes, {len(templates)} templates, any right class counts, ties in random order"
-    stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, len(rows), pretrained.weights)
+    stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, len(right), pretrained.weights)
     ks = (1, 5) if len(classes) > 5 else (1,)
     return [
         Result(f"{name}/{data.name}/top{k}", float(standing.recall(k).mean()), chance_recall(matches, len(classes), k), stamp) for k in ks
