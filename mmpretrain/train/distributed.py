@@ -1,0 +1,72 @@
+"""The few collectives of training, all harmless without a process group."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    """True when a process group with more than one rank exists."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """Ranks; 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """This rank; 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+    return tensor
+
+
+def min_(tensor: Tensor) -> Tensor:
+    """Minimum over ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return tensor
+
+
+def max_(tensor: Tensor) -> Tensor:
+    """Maximum over ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def broadcast_object(value: T, source: int = 0) -> T:
+    """What rank ``source`` holds, on every rank."""
+    if not is_distributed():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """What every rank holds, on every rank."""
+    if not is_distributed():
+        return [value]
+    box: list[Any] = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def agree(value: float, device: torch.device, what: str) -> None:
+    """Raise RuntimeError on every rank unless all ranks hold the same number."""
+    pair = max_(torch.tensor([value, -value], dtype=torch.float64, device=device))
+    if pair[0].item() != -pair[1].item():
+        raise RuntimeError(f"ranks disagree on {what}: between {-pair[1].item():g} and {pair[0].item():g}")

@@ -1,0 +1,72 @@
+"""Validation, test and prediction steps of ``Pretrain``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+
+from mmpretrain.train import distributed
+from mmpretrain.train.meter import Meter
+from mmpretrain.train.pretraining import Pretraining
+from mmpretrain.types import Batch
+
+
+class EvaluatedModule(pl.LightningModule):
+    """A LightningModule with a ``root``, evaluated by the losses and metrics of its objectives, exact over batches and ranks."""
+
+    root: Pretraining
+    meters: dict[str, Meter]
+
+    def _evaluate(self, batch: Batch, dataloader_idx: int, stage: str) -> None:
+        meter = self.meters.setdefault(self._loader_name(dataloader_idx, stage), Meter())
+        for name, score in self.root(batch).items():
+            meter.add(f"{name}/loss", score.sum, score.count)
+            for stat, (total, count) in score.stats.items():
+                meter.add(f"{name}/{stat}", total, count)
+
+    def _loader_name(self, index: int, stage: str) -> str:
+        names = list(getattr(getattr(self.trainer, "datamodule", None), "val_names", ()))
+        many = len(names) > 1 and index < len(names)
+        return f"{stage}/{names[index]}" if many and index > 0 else stage
+
+    def _start_evaluation(self, counts: Sequence[int | float]) -> None:
+        self.meters = {}
+        for count in counts:
+            distributed.agree(float(count), self.device, "the number of evaluation batches (every rank needs as many)")
+
+    def _end_evaluation(self) -> None:
+        for prefix, meter in self.meters.items():
+            for name, value in meter.read(self.device).items():
+                self.log(f"{prefix}/{name}", value, rank_zero_only=False, sync_dist=False)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Losses and metrics of all objectives; means are exact over batches and ranks."""
+        self._evaluate(batch, dataloader_idx, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As ``validation_step``."""
+        self._evaluate(batch, dataloader_idx, "test")
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.num_sanity_val_batches if self.trainer.sanity_checking else self.trainer.num_val_batches)
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.num_test_batches)
+
+    def on_validation_epoch_end(self) -> None:
+        self._end_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        self._end_evaluation()
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """``keys``, and for each view the hidden states of the batch as it is; ``<objective>/score`` where an objective scores pairs."""
+        hidden = self.root(batch, None, "hidden")
+        found: dict[str, Any] = {"keys": batch.keys, **hidden}
+        for view in self.root.order():
+            for name in view.names:
+                if callable(getattr(self.root.objectives[name], "score", None)):
+                    found[f"{name}/score"] = self.root.objectives[name].score(hidden[view.name])
+        return found

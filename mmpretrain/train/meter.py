@@ -1,0 +1,49 @@
+"""Running sums of losses and metrics on the device, read out once per logging interval, exact over ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmpretrain.train import distributed
+from mmpretrain.types import Batch
+
+
+class Meter:
+    """Adds (sum, count) pairs by name; ``read`` gives means over everything added on all ranks.
+
+    Every rank must add the same names between two reads (names come from the recipe, which all ranks share); a name may be missing
+    on a rank that saw no batch, if ``names`` lists it.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, Tensor] = {}
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add a sum and its count."""
+        like = total if isinstance(total, Tensor) else count
+        device = like.device if isinstance(like, Tensor) else None
+        pair = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device).detach().reshape(()) for x in (total, count)])
+        self.pairs[name] = pair if name not in self.pairs else self.pairs[name] + pair
+
+    def read(self, device: torch.device, clear: bool = True) -> dict[str, float]:
+        """name -> mean over all ranks; names without a count are left out. Every rank must call it."""
+        names = sorted({name for names in distributed.gather_objects(sorted(self.pairs)) for name in names})
+        if not names:
+            return {}
+        zero = torch.zeros(2, dtype=torch.float64, device=device)
+        table_N2 = torch.stack([self.pairs.get(name, zero).to(device) for name in names])
+        if device.type == "mps":
+            table_N2 = table_N2.float()
+        rows = distributed.sum_(table_N2).tolist()
+        if clear:
+            self.pairs = {}
+        return {name: total / count for name, (total, count) in zip(names, rows, strict=True) if count > 0}
+
+
+def token_count(batch: Batch, patch_size: int | None) -> int:
+    """Real tokens of a batch: text without padding, and the patches of the valid part of its images."""
+    words = sum(batch.text.lengths) if batch.text is not None else 0
+    if batch.image is None or not patch_size:
+        return words
+    return words + sum((h // patch_size) * (w // patch_size) for h, w in batch.image.sizes)

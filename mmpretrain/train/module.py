@@ -1,0 +1,273 @@
+"""The LightningModule: introduces a model to its objectives and carries out optimiser steps.
+
+One item of the training loader is one optimiser step: the micro-batches of this rank. Optimisation is manual in Lightning's sense,
+because the step owns accumulation, the backward plan, the number guard and clipping; one optimiser, so ``global_step`` counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from mmpretrain.objectives.base import Objective
+from mmpretrain.random import key_of, stream
+from mmpretrain.train import clip, distributed, guard
+from mmpretrain.train import phases as phase_table
+from mmpretrain.train.ema import Ema
+from mmpretrain.train.evaluation import EvaluatedModule
+from mmpretrain.train.meter import Meter, token_count
+from mmpretrain.train.optim import Optimizer, trained
+from mmpretrain.train.parallel import prepare, set_gradient_sync
+from mmpretrain.train.payload import payload
+from mmpretrain.train.pretraining import Pretraining, materialise
+from mmpretrain.train.schedule import Schedule, StepScheduler
+from mmpretrain.train.step import PLANS, StepResult
+from mmpretrain.train.trainer import EngineFlags
+from mmpretrain.types import Batch, Preparer, Vocabulary
+
+
+class Pretrain(EvaluatedModule):
+    """Pre-training of one system.
+
+    Args:
+        system: the model.
+        objectives: name -> objective, in order; a recipe states the complete list.
+        optimizer: what to optimise with.
+        schedule: factor of the rate per optimiser step.
+        task_schedule: ``all``: every objective at every step; ``sample``: one view per step, drawn from (seed, step) alike on every rank.
+        task_weights: view -> relative frequency for ``sample``; equal if None.
+        phases: rows ``{until: step, set: {"objective.attribute": value}}``.
+        transforms: functions ``nn.Module -> nn.Module`` applied to the model before any parallel plan.
+        compile: ``torch.compile`` of each block.
+        activation_checkpointing: recompute blocks in the backward.
+        ema_decay: keep an average of the parameters; None: none.
+        on_nonfinite: ``stop`` with an error, or ``skip`` the step; both name the samples.
+        max_skips: so many skipped steps in a row stop the run.
+        backward: ``plain``, or ``cached`` (contrastive losses over all micro-batches of a step).
+        reduction: ``global``: means over all ranks and micro-batches; ``local``: means per process and micro-batch.
+        seed: root of the random numbers drawn by the model (dropout) and of the task draw.
+    """
+
+    def __init__(
+        self,
+        system: nn.Module,
+        objectives: dict[str, Objective],
+        optimizer: Optimizer,
+        schedule: Schedule,
+        task_schedule: Literal["all", "sample"] = "all",
+        task_weights: dict[str, float] | None = None,
+        phases: Sequence[dict[str, Any]] = (),
+        transforms: Sequence[Any] = (),
+        compile: bool = False,
+        activation_checkpointing: bool = False,
+        ema_decay: float | None = None,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_skips: int = 10,
+        backward: Literal["plain", "cached"] = "plain",
+        reduction: Literal["global", "local"] = "global",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.root = Pretraining(system, objectives)
+        self.optimizer, self.schedule = optimizer, schedule
+        self.task_schedule, self.task_weights = task_schedule, task_weights
+        self.phases = phase_table.as_phases(phases)
+        self.transforms, self.compile_blocks, self.activation_checkpointing = tuple(transforms), compile, activation_checkpointing
+        self.ema_decay, self.on_nonfinite, self.max_skips = ema_decay, on_nonfinite, max_skips
+        self.backward_plan, self.reduction, self.seed = backward, reduction, seed
+        self.flags = EngineFlags()
+        self.vocabulary: Vocabulary | None = None
+        self.config: dict[str, Any] | None = None  # the resolved configuration, set by the command line
+        self.ema: Ema | None = None
+        self.meter = Meter()
+        self.grad_norm = torch.zeros(())
+        self._result: StepResult | None = None
+        self._batches: Sequence[Batch] = ()
+        self._ema_state: dict[str, Tensor] | None = None
+        self._skips = 0
+
+    # ------------------------------------------------------------------ set-up
+
+    def preparers(self) -> dict[str, Preparer]:
+        """The workers' halves of the objectives, for the data module."""
+        found = {name: objective.preparer() for name, objective in self.root.objectives.items()}
+        return {name: preparer for name, preparer in found.items() if preparer is not None}
+
+    @property
+    def engine(self) -> EngineFlags:
+        """Clipping and accumulation: the trainer's flags, or ``self.flags`` under a plain Lightning Trainer."""
+        return getattr(self._trainer, "engine", self.flags) if self._trainer is not None else self.flags
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per optimiser step."""
+        return self.engine.accumulate
+
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if self.vocabulary is None:
+            self.vocabulary = getattr(datamodule, "vocabulary", None)
+
+    def configure_model(self) -> None:
+        """Materialise, bind, transform and, where the strategy says so, shard. Runs once, however often Lightning calls it."""
+        if self.root.bound:
+            return
+        materialise(self.root)
+        self.root.bind(self.vocabulary)
+        for transform in self.transforms:
+            self.root.model = transform(self.root.model)
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        prepare(self.root, strategy, checkpointing=self.activation_checkpointing, compile=self.compile_blocks)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer.build(self.root)
+        scheduler = StepScheduler(optimizer, self.schedule, self.total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimiser steps of the run: ``schedule.total``, else the trainer's ``max_steps``, else its epochs.
+
+        Raises:
+            ValueError: the run has no end and the schedule no total.
+        """
+        trainer = self.trainer
+        if self.schedule.total is not None:
+            return self.schedule.total
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        # not trainer.estimated_stepping_batches alone: it starts the loader before its position is restored
+        steps = getattr(trainer.datamodule, "steps_per_epoch", None)
+        if steps is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            limit = trainer.limit_train_batches
+            steps = min(steps, limit) if isinstance(limit, int) else int(steps * (1.0 if limit is None else limit))
+            return steps * trainer.max_epochs
+        total = trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("the run has no end: set trainer.max_steps, trainer.max_epochs or the schedule's total")
+        return int(total)
+
+    def on_fit_start(self) -> None:
+        if self.ema_decay is not None:
+            self.ema = Ema(self.root, self.ema_decay, self._ema_state)
+            self._ema_state = None
+        distributed.agree(self.engine.accumulate, self.device, "trainer.accumulate_grad_batches")
+        distributed.agree(float(self.seed), self.device, "model.seed")
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """The averaged parameters in place of the raw ones; without EMA, nothing changes."""
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    # ------------------------------------------------------------------ the step
+
+    def tasks(self, step: int) -> list[str]:
+        """The objectives of optimiser step ``step``: a pure function of (seed, step)."""
+        if self.task_schedule == "all":
+            return list(self.root.objectives)
+        read = {view.after for view in self.root.views.values()}
+        names = [name for name in self.root.views if name not in read]
+        weights = torch.tensor([float((self.task_weights or {}).get(name, 1.0)) for name in names], dtype=torch.float64)
+        point = (key_of(self.seed, step, stream("train/task")) & ((1 << 53) - 1)) / (1 << 53) * weights.sum()
+        drawn: str | None = names[min(int(torch.searchsorted(weights.cumsum(0), point, right=True)), len(names) - 1)]
+        chosen: list[str] = []
+        while drawn is not None:
+            chosen = [*self.root.views[drawn].names, *chosen]
+            drawn = self.root.views[drawn].after
+        return chosen
+
+    def seed_step(self, step: int) -> None:
+        """Random numbers of a step depend on (seed, step, rank) alone, so that a resumed run draws what an unbroken one would."""
+        torch.manual_seed(key_of(self.seed, step, distributed.rank()) & ((1 << 63) - 1))
+
+    def training_step(self, batch: Sequence[Batch], batch_idx: int) -> Tensor:
+        """One optimiser step.
+
+        Args:
+            batch: the micro-batches of this rank.
+
+        Returns:
+            this rank's share of the loss, detached; the mean over ranks is the loss.
+        """
+        batches = (batch,) if isinstance(batch, Batch) else tuple(batch)
+        step = self.trainer.global_step
+        self.seed_step(step)
+        if (phase := phase_table.active(self.phases, step)) is not None:
+            phase_table.apply(phase, self.root.model, self.root.objectives)
+        optimizer = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        self._batches = batches
+        self._result = PLANS[self.backward_plan](self.root, batches, self.tasks(step), self._backward, self.reduction)
+        optimizer.step()  # on_before_optimizer_step guards and clips
+        self.lr_schedulers().step()
+        self.root.after_step()
+        if self.ema is not None:
+            self.ema.update()
+        self._measure(self._result, batches)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "advance"):
+            datamodule.advance()
+        loss, self._result, self._batches = self._result.loss, None, ()
+        return loss
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        set_gradient_sync(self.trainer.strategy, self.root, last)
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Guard, then clip. With fp16's loss scaling the gradients are unscaled here; the scaler itself skips on overflow."""
+        parameters = [p for p in trained(optimizer) if p.grad is not None]
+        norm = clip.total_norm(parameters).to(self.device)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self.grad_norm = norm
+        if not guard.all_finite(self._result.finite_K, norm if scaler is None else None):
+            self._on_nonfinite(norm)
+            optimizer.zero_grad(set_to_none=True)
+            return
+        self._skips = 0
+        if self.engine.gradient_clip_val:
+            clip.clip_gradients(parameters, self.engine.gradient_clip_val, norm, self.engine.gradient_clip_algorithm)
+
+    def _on_nonfinite(self, norm: Tensor) -> None:
+        keys = guard.suspects(self._batches, self._result.finite_K)
+        loss = distributed.sum_(self._result.loss.clone()).item() / distributed.world_size()
+        message = guard.describe(self.trainer.global_step, loss, norm.item(), keys)
+        self._skips += 1
+        if self.on_nonfinite == "stop":
+            raise guard.NonFiniteStep(f"{message}. Nothing was updated; model.on_nonfinite=skip leaves such steps out")
+        if self._skips >= self.max_skips:
+            raise guard.NonFiniteStep(f"{message}. {self._skips} steps in a row were not finite")
+        pl.utilities.rank_zero_warn(f"{message}. The step is skipped")
+
+    def _measure(self, result: StepResult, batches: Sequence[Batch]) -> None:
+        finite = result.finite_K.all()
+
+        def keep(x: Tensor) -> Tensor:  # a skipped step leaves no trace in the means
+            return torch.where(finite, x, torch.zeros_like(x))
+
+        self.meter.add("train/loss", keep(result.loss), finite.to(torch.float32))
+        for name, (total, count) in result.losses.items():
+            self.meter.add(f"train/{name}/loss", keep(total), keep(count))
+        for name, (total, count) in result.stats.items():
+            self.meter.add(f"train/{name}", keep(total), keep(count))
+
+    def tokens(self, batches: Sequence[Batch]) -> int:
+        """Real tokens of micro-batches."""
+        return sum(token_count(batch, self.root.model.spec.patch_size) for batch in batches)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mmpretrain"] = payload(self)
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        self._ema_state = checkpoint.get("ema")
+        if self.ema is not None and self._ema_state is not None:
+            self.ema.load(self._ema_state)

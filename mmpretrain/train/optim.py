@@ -1,0 +1,101 @@
+"""Optimisers and their parameter groups, as the papers' lists say.
+
+``decay="vilt"``: biases and the gains of all norms are not decayed; position embeddings and class tokens are (ViLT's code ignores the
+``no_weight_decay`` list of its ViT). ``decay="clip"``: anything with fewer than two dimensions is not decayed, nor any norm, bias or
+logit scale (open_clip).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def norm_parameters(module: nn.Module) -> set[int]:
+    """Ids of the parameters that belong to normalisation layers."""
+    norms = (m for m in module.modules() if isinstance(m, NORMS) or type(m).__name__.endswith("Norm"))
+    return {id(p) for m in norms for p in m.parameters(recurse=False)}
+
+
+def is_decayed(name: str, parameter: torch.Tensor, is_norm: bool, policy: str, never: Sequence[str] = ()) -> bool:
+    """Whether weight decay applies to a parameter under a policy (``vilt``, ``clip`` or ``all``)."""
+    if any(pattern in name for pattern in never):
+        return False
+    if policy == "all":
+        return True
+    if is_norm or "bias" in name:
+        return False
+    # a class token of shape (1, 1, D) is the published (D,)
+    return not (policy == "clip" and (sum(n > 1 for n in parameter.shape) < 2 or "logit_scale" in name))
+
+
+class Optimizer:
+    """What to optimise with; ``build`` makes the torch optimiser.
+
+    Args:
+        lr: peak rate.
+        kind: ``adamw`` or ``sgd`` (with Nesterov-free momentum ``betas[0]``).
+        betas, eps, weight_decay: as in torch; weight decay is decoupled for AdamW.
+        decay: which parameters are decayed: ``vilt``, ``clip`` or ``all``.
+        no_decay: further parts of parameter names that are not decayed.
+        lr_mult: part of a parameter name -> factor of the rate; the first that fits wins.
+        foreach, fused: torch's implementation switches; None lets torch choose.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        kind: Literal["adamw", "sgd"] = "adamw",
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        decay: Literal["vilt", "clip", "all"] = "vilt",
+        no_decay: Sequence[str] = (),
+        lr_mult: Mapping[str, float] | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        self.lr, self.kind, self.betas, self.eps, self.weight_decay = lr, kind, tuple(betas), eps, weight_decay
+        self.decay, self.no_decay, self.lr_mult = decay, tuple(no_decay), dict(lr_mult or {})
+        self.foreach, self.fused = foreach, fused
+
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups of ``module``: every trained parameter exactly once, in a fixed order, each group with the names it holds.
+
+        Raises:
+            ValueError: a pattern of ``lr_mult`` or ``no_decay`` fits no parameter.
+        """
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        for pattern in (*self.lr_mult, *self.no_decay):
+            if not any(pattern in name for name, _ in named):
+                raise ValueError(f"optimizer: no trained parameter has {pattern!r} in its name; names look like {named[0][0]!r}")
+        norms = norm_parameters(module)
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        for name, parameter in named:
+            factor = next((factor for pattern, factor in self.lr_mult.items() if pattern in name), 1.0)
+            decayed = is_decayed(name, parameter, id(parameter) in norms, self.decay, self.no_decay)
+            key = (factor, self.weight_decay if decayed else 0.0)
+            group = groups.setdefault(key, {"params": [], "names": [], "lr": self.lr * factor, "weight_decay": key[1]})
+            group["params"].append(parameter)
+            group["names"].append(name)
+        return list(groups.values())
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The torch optimiser over the trained parameters of ``module``."""
+        groups = [{k: v for k, v in group.items() if k != "names"} for group in self.groups(module)]
+        if not groups:
+            raise ValueError("optimizer: nothing to train, every parameter is frozen")
+        switches = {"foreach": self.foreach, "fused": self.fused}
+        if self.kind == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay, **switches)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)
+
+
+def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+    """The parameters of an optimiser, in order."""
+    return (p for group in optimizer.param_groups for p in group["params"])

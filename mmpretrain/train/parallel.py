@@ -1,0 +1,48 @@
+"""How blocks are wrapped and gradients are synchronised under each strategy. Order: checkpointing, compile, sharding."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from mmpretrain.train.pretraining import Pretraining, assert_tied, ties
+from mmpretrain.train.strategies import FSDP2Strategy
+
+
+def prepare(root: Pretraining, strategy: Any, checkpointing: bool = False, compile: bool = False) -> None:
+    """Wrap the blocks of ``root`` and shard it where ``strategy`` is FSDP2.
+
+    Raises:
+        RuntimeError: the plan has untied parameters that were one.
+    """
+    groups = ties(root)
+    for block in root.blocks():
+        if checkpointing:
+            recompute(block)
+        if compile:
+            block.compile()
+    if isinstance(strategy, FSDP2Strategy):
+        strategy.shard(root, root.blocks())
+    elif isinstance(strategy, DDPStrategy):
+        # what a step leaves out (a head, a pooler) keeps grad None on every rank, so that AdamW's momentum does not move it
+        strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+    assert_tied(root, groups)
+
+
+def recompute(block: nn.Module) -> None:
+    """Keep only the inputs of ``block`` and run it again in the backward. Names of parameters stay as they are."""
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def set_gradient_sync(strategy: Any, root: nn.Module, sync: bool) -> None:
+    """Whether the next backward reduces gradients over ranks: only the last one of a step does."""
+    if isinstance(root, FSDPModule):
+        root.set_requires_gradient_sync(sync)
+    elif isinstance(strategy.model, DistributedDataParallel):
+        strategy.model.require_backward_grad_sync = sync

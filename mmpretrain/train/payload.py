@@ -1,0 +1,93 @@
+"""What a checkpoint says about itself, under the key ``mmpretrain``: everything ``mmpretrain.load`` needs, in plain types."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from mmpretrain.train.module import Pretrain
+
+FORMAT = 1
+PACKAGES = ("mmpretrain-vl", "torch", "lightning", "numpy", "tokenizers", "timm", "open-clip-torch")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """``value`` in plain types (dict, list, str, int, float, bool, None), tensors kept as they are.
+
+    Raises:
+        TypeError: something that could not be loaded with ``weights_only=True`` and has no obvious plain form.
+    """
+    if value is None or isinstance(value, str | bool | int | float | torch.Tensor):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if hasattr(value, "items"):
+        return {key if isinstance(key, int) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    raise TypeError(f"a checkpoint holds plain types only, not {type(value).__module__}.{type(value).__name__}: {value!r:.80}")
+
+
+def assert_plain(value: Any, path: str = "checkpoint") -> None:
+    """Raise TypeError, naming the entry, unless ``value`` loads with ``weights_only=True``."""
+    if value is None or isinstance(value, str | bool | int | float | torch.Tensor | torch.dtype | torch.device | torch.Size):
+        return
+    if hasattr(value, "items") and type(value).__module__ in ("builtins", "collections"):
+        for key, item in value.items():
+            if not isinstance(key, str | int | float | bool | None):
+                raise TypeError(f"{path}: key {key!r} is not plain")
+            assert_plain(item, f"{path}[{key!r}]")
+        return
+    if type(value) in (list, tuple, set):
+        for i, item in enumerate(value):
+            assert_plain(item, f"{path}[{i}]")
+        return
+    raise TypeError(f"{path} holds a {type(value).__module__}.{type(value).__name__}; checkpoints hold plain types only")
+
+
+def payload(module: Pretrain) -> dict[str, Any]:
+    """The ``mmpretrain`` entry of a checkpoint."""
+    trainer = module.trainer
+    data = getattr(trainer, "datamodule", None)
+    tokenizer = getattr(data, "tokenizer", None)
+    described = getattr(tokenizer, "to_json", None) or getattr(tokenizer, "to_str", None)
+    return {
+        "format": FORMAT,
+        "step": int(trainer.global_step),
+        "epoch": int(trainer.current_epoch),
+        "config": plain(module.config) if module.config is not None else None,
+        "vocabulary": plain(module.vocabulary) if module.vocabulary is not None else None,
+        "tokenizer": described() if callable(described) else None,
+        "data_fingerprint": plain(getattr(data, "fingerprint", None)),
+        "global_batch": plain(getattr(data, "batch_size", None)),
+        "world_size": int(trainer.world_size),
+        "precision": str(trainer.precision),
+        "versions": versions(),
+    }
+
+
+def as_json(value: Any) -> str:
+    """Readable JSON of plain values; anything else by its name."""
+    return json.dumps(value, indent=2, sort_keys=True, default=str) + "\n"

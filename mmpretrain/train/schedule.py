@@ -1,0 +1,115 @@
+"""Learning-rate schedules: factors of the base rate, as the papers' code has them.
+
+``factor(step, total)`` is the factor during optimiser step ``step`` (0-based). All rates of a run follow one factor; groups differ
+by their multiplier. ``warmup`` is a number of steps (int) or a share of the run (float in [0, 1)).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class Schedule:
+    """Base of the schedules.
+
+    Args:
+        warmup: steps (int), or share of all steps (float below 1).
+        total: steps of the run; None: what the trainer runs.
+    """
+
+    def __init__(self, warmup: int | float = 0, total: int | None = None) -> None:
+        if warmup < 0 or (isinstance(warmup, float) and warmup >= 1):
+            raise ValueError(f"schedule.warmup={warmup}: steps as an int, or a share of the run as a float in [0, 1)")
+        self.warmup, self.total = warmup, total
+
+    def warmup_steps(self, total: int) -> int:
+        """Steps of warm-up in a run of ``total`` steps."""
+        return int(self.warmup * total) if isinstance(self.warmup, float) else self.warmup
+
+    def factor(self, step: int, total: int) -> float:
+        """Factor of the base rate during optimiser step ``step`` of ``total``."""
+        raise NotImplementedError(f"{type(self).__name__} must define factor")
+
+
+class Constant(Schedule):
+    """Linear warm-up, then constant."""
+
+    def factor(self, step: int, total: int) -> float:
+        return min(1.0, step / max(1, self.warmup_steps(total))) if self.warmup_steps(total) else 1.0
+
+
+class WarmupLinear(Schedule):
+    """Linear warm-up from 0, then linear decay to 0.
+
+    Args:
+        style: ``continuous``: decays from the end of the warm-up (ViLT, transformers); ``jump``: decays from step 0, so that the rate
+            jumps down at the end of the warm-up (BERT's first code); ``product``: decay times warm-up at every step (ELECTRA).
+    """
+
+    def __init__(
+        self, warmup: int | float = 0, total: int | None = None, style: Literal["continuous", "jump", "product"] = "continuous"
+    ) -> None:
+        super().__init__(warmup, total)
+        self.style = style
+
+    def factor(self, step: int, total: int) -> float:
+        warmup = self.warmup_steps(total)
+        rise = step / max(1, warmup)
+        if self.style == "product":
+            return max(0.0, 1 - step / max(1, total)) * min(1.0, rise if warmup else 1.0)
+        if step < warmup:
+            return rise
+        if self.style == "jump":
+            return max(0.0, 1 - step / max(1, total))
+        return max(0.0, (total - step) / max(1, total - warmup))
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up with (step + 1) / warmup, then half a cosine to ``floor`` (open_clip).
+
+    Args:
+        floor: the factor at the end.
+    """
+
+    def __init__(self, warmup: int | float = 0, total: int | None = None, floor: float = 0.0) -> None:
+        super().__init__(warmup, total)
+        self.floor = floor
+
+    def factor(self, step: int, total: int) -> float:
+        warmup = self.warmup_steps(total)
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class StepScheduler(LRScheduler):
+    """Steps a ``Schedule`` once per optimiser step. Its state is plain numbers.
+
+    Args:
+        optimizer: the rates of its groups at construction are the base rates.
+        schedule: the factor.
+        total: optimiser steps of the run.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, total: int) -> None:
+        self.schedule, self.total = schedule, total
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        factor = self.schedule.factor(self.last_epoch, self.total)
+        return [base * factor for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the saved step; base rates, total and schedule are those of the present configuration."""
+        self.last_epoch = int(state_dict["last_epoch"])
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

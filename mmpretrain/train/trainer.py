@@ -1,0 +1,54 @@
+"""Lightning's Trainer with three flags that keep their meaning although the step is ours.
+
+Lightning refuses ``gradient_clip_val`` and ``accumulate_grad_batches`` in manual optimisation. They are taken here and read by
+``Pretrain``: the norm is clipped by our clipper, and an item of the loader holds the micro-batches of one optimiser step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+
+
+class EngineFlags(NamedTuple):
+    """Trainer flags that the step carries out."""
+
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    accumulate: int = 1
+
+
+class Trainer(pl.Trainer):
+    """A Trainer for ``Pretrain``.
+
+    Args:
+        gradient_clip_val: largest total norm (or absolute value) of the gradients of a step; None or 0: no clipping.
+        gradient_clip_algorithm: ``norm`` or ``value``.
+        accumulate_grad_batches: micro-batches per optimiser step; the global batch stays what the data module says.
+        use_distributed_sampler: must stay False; our loaders split by rank themselves, and Lightning's sampler always shuffles.
+        **kwargs: as for Lightning's Trainer.
+
+    Raises:
+        ValueError: a flag is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+        accumulate_grad_batches: int = 1,
+        use_distributed_sampler: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if accumulate_grad_batches < 1:
+            raise ValueError(f"trainer.accumulate_grad_batches={accumulate_grad_batches} must be at least 1")
+        if gradient_clip_val is not None and gradient_clip_val < 0:
+            raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val} must not be negative")
+        if use_distributed_sampler:
+            raise ValueError("trainer.use_distributed_sampler must stay false: the loaders of mmpretrain split by rank themselves")
+        self.engine = EngineFlags(gradient_clip_val or None, gradient_clip_algorithm or "norm", accumulate_grad_batches)
+        super().__init__(
+            gradient_clip_val=None, gradient_clip_algorithm=None, accumulate_grad_batches=1, use_distributed_sampler=False, **kwargs
+        )
