@@ -1,0 +1,182 @@
+"""MLM: rates, what may be masked, independence of the layout, loss against NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers.objectives import CLS, MASK, SEP, Stack, batch_of, example, keys, ragged, spec, tokens, vocabulary
+
+from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.ragged import Layout
+from mmpretrain.objectives.mlm import MLM
+from mmpretrain.types import Batch
+
+
+def bound(size: int = 40, extra: tuple[int, ...] = (), **arguments) -> MLM:
+    torch.manual_seed(0)
+    objective = MLM(**arguments)
+    objective.bind(spec(vocab=size), vocabulary(size, extra))
+    return objective
+
+
+def texts(n: int, length: int, size: int = 40, vary: bool = False) -> Batch:
+    text = Stack().text([tokens(length - (i % 7 if vary else 0), seed=i, size=size) for i in range(n)])
+    return Batch(tuple(f"k{i}" for i in range(n)), keys(n), text)
+
+
+def hidden_for(batch: Batch, requires_grad: bool = False) -> Fused:
+    states = ragged(batch.text.lengths)
+    states.x_ND.requires_grad_(requires_grad)
+    return Fused(states, None, None)
+
+
+def within_four_sigma(hits: int, n: int, p: float) -> bool:
+    return abs(hits - n * p) <= 4 * (n * p * (1 - p)) ** 0.5
+
+
+def test_rates_at_a_hundred_thousand_tokens():
+    batch, size = texts(500, 202, size=3000), 3000
+    out = bound(size).corrupt(batch, {})
+    target = out.targets["mlm"]
+    chosen, n = target.rows_R.numel(), 100_000
+    assert target.maskable.item() == n
+    assert within_four_sigma(chosen, n, 0.15)
+    now = out.text.ids_BT.reshape(-1)[target.rows_R]
+    assert within_four_sigma(int((now == MASK).sum()), chosen, 0.8)
+    share_random = 0.1 * (1 - 1 / (size - 5))  # a random token may be the old one
+    assert within_four_sigma(int(((now != MASK) & (now != target.labels_R)).sum()), chosen, share_random)
+    assert within_four_sigma(int((now == target.labels_R).sum()), chosen, 0.2 - share_random)
+
+
+def test_special_tokens_are_never_masked_and_never_drawn():
+    extra = (9, 23, 39)
+    out = bound(extra=extra, prob=1.0, mask=0.0, random=1.0).corrupt(texts(1000, 34, vary=True), {})
+    before = texts(1000, 34, vary=True).text.ids_BT
+    special = torch.isin(before, torch.tensor((0, 1, 2, 3, 4, *extra)))
+    assert torch.equal(out.text.ids_BT[special], before[special])
+    drawn = np.bincount(out.text.ids_BT[~special].numpy(), minlength=40)
+    assert all(drawn[i] == 0 for i in (0, 1, 2, 3, 4, *extra))
+    ordinary = np.delete(drawn, [0, 1, 2, 3, 4, *extra])
+    expected = ordinary.sum() / len(ordinary)
+    assert ((ordinary - expected) ** 2 / expected).sum() < 31 + 4 * (2 * 31) ** 0.5  # chi-square, 31 degrees of freedom
+    assert (out.text.ids_BT[:, 0] == CLS).all() and all(out.text.ids_BT[i, n - 1] == SEP for i, n in enumerate(out.text.lengths))
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_same_corruption_whole_in_parts_and_permuted(whole_word):
+    objective, n = bound(whole_word=whole_word, at_least_one=True), 32
+    batch = texts(n, 20, vary=True)
+    whole = objective.corrupt(batch, {}).text.ids_BT
+    rng_before = torch.get_rng_state()
+    for rows in (torch.arange(0, 5), torch.arange(6, 32, 7), torch.randperm(n, generator=torch.Generator().manual_seed(3))):
+        lengths = tuple(batch.text.lengths[i] for i in rows)
+        part = batch.text._replace(
+            ids_BT=batch.text.ids_BT[rows, : max(lengths)], lengths=lengths, words_BT=batch.text.words_BT[rows, : max(lengths)]
+        )
+        out = objective.corrupt(batch._replace(keys=tuple(batch.keys[i] for i in rows), draw_keys_B=batch.draw_keys_B[rows], text=part), {})
+        assert torch.equal(out.text.ids_BT, whole[rows, : max(lengths)])
+    assert torch.equal(rng_before, torch.get_rng_state())  # the global generator is not touched
+
+
+def test_whole_words_are_chosen_together():
+    batch = texts(400, 30, vary=True)
+    target = bound(whole_word=True).corrupt(batch, {}).targets["mlm"]
+    layout = Layout(batch.text.lengths)
+    chosen = torch.zeros(layout.total, dtype=torch.bool)
+    chosen[target.rows_R] = True
+    chosen_BT, total, hits = layout.pad(chosen), 0, 0
+    for row, words in enumerate(batch.text.words_BT):
+        for word in range(int(words.max()) + 1):
+            picked = chosen_BT[row][: len(words)][words[: chosen_BT.shape[1]] == word]
+            assert picked.all() or not picked.any()
+            total, hits = total + 1, hits + int(picked.any())
+    assert within_four_sigma(hits, total, 0.15)
+
+
+def test_at_least_one_and_none():
+    batch = texts(300, 5)
+    free, forced = (bound(at_least_one=flag).corrupt(batch, {}).targets["mlm"].rows_R // 5 for flag in (False, True))
+    assert len(set(free.tolist())) < 300 and set(free.tolist()) < set(forced.tolist()) and set(forced.tolist()) == set(range(300))
+
+
+def test_texts_that_are_not_true_stay_as_they_are():
+    batch = batch_of([example(i, matched=i % 2 == 0) for i in range(20)])
+    out = bound(prob=1.0).corrupt(batch, {})
+    assert torch.equal(out.text.ids_BT[1::2], batch.text.ids_BT[1::2]) and (out.text.ids_BT[::2] == MASK).any(1).all()
+    both = bound(prob=1.0, only_if_matched=False).corrupt(batch, {})
+    assert (both.text.ids_BT == MASK).any(1).all()
+    assert bound(prob=1.0).count(out) < bound(only_if_matched=False).count(both)
+
+
+def test_loss_against_numpy():
+    objective, batch = bound(), texts(6, 20, vary=True)
+    out = objective.corrupt(batch, {})
+    hidden = hidden_for(batch)
+    score = objective(hidden, out)
+    head = {name: p.detach().numpy().astype(np.float64) for name, p in objective.head.named_parameters()}
+    rows = hidden.text.x_ND.numpy().astype(np.float64)[out.targets["mlm"].rows_R.numpy()]
+    x = rows @ head["dense.weight"].T + head["dense.bias"]
+    x = 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-12) * head["norm.weight"] + head["norm.bias"]
+    logits = x @ objective.head.weight.detach().numpy().T.astype(np.float64) + head["bias"]
+    labels = out.targets["mlm"].labels_R.numpy()
+    loss = (np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]).sum()
+    assert score.sum.item() == pytest.approx(loss, rel=1e-5)
+    assert score.count.item() == len(labels) == objective.count(out).item()
+    right, of = score.stats["accuracy"]
+    assert (right.item(), of.item()) == ((logits.argmax(1) == labels).sum(), len(labels))
+    assert score.stats["masked_share"][1].item() == sum(batch.text.lengths) - 2 * batch.size
+
+
+def test_nothing_masked_gives_zero_and_zero_gradients():
+    objective, batch = bound(prob=1e-9), texts(3, 6)
+    out = objective.corrupt(batch, {})
+    hidden = hidden_for(batch, requires_grad=True)
+    score = objective(hidden, out)
+    assert score.sum.item() == 0 and score.count.item() == 0
+    score.sum.backward()
+    assert not hidden.text.x_ND.grad.any() and all(p.grad is not None and not p.grad.any() for p in objective.parameters())
+
+
+def test_tie_is_the_same_parameter_and_a_free_decoder_is_not():
+    specification = spec()
+    tied, free = MLM(tied=True), MLM(tied=False)
+    tied.bind(specification, None)
+    free.bind(specification, None)
+    assert tied.head.weight is specification.token_table.weight
+    assert free.head.weight is not specification.token_table.weight and free.head.weight.shape == (40, 8)
+    head = tied.head
+    tied.bind(specification, vocabulary())
+    assert tied.head is head and tied.vocabulary == vocabulary()
+
+
+def test_predictions_for_panels():
+    objective, batch = bound(prob=0.5), texts(4, 12, vary=True)
+    out = objective.corrupt(batch, {})
+    guesses = objective.predict(hidden_for(batch), out, k=3)
+    assert len(guesses) == 4 and sum(map(len, guesses)) == objective.count(out).item()
+    for sample, row in enumerate(guesses):
+        for guess in row:
+            assert guess.label == batch.text.ids_BT[sample, guess.slot] and len(guess.ids) == 3
+            assert list(guess.probabilities) == sorted(guess.probabilities, reverse=True) and sum(guess.probabilities) <= 1
+
+
+def test_clear_errors():
+    with pytest.raises(ValueError, match="prob"):
+        MLM(prob=0)
+    with pytest.raises(ValueError, match="shares"):
+        MLM(mask=0.9, random=0.2)
+    with pytest.raises(ValueError, match="no mask token"):
+        MLM().bind(spec(), vocabulary()._replace(mask=None))
+    with pytest.raises(ValueError, match="40 tokens, the model only 30"):
+        MLM().bind(spec(vocab=30), vocabulary())
+    with pytest.raises(ValueError, match="kind 'fused'"):
+        MLM().bind(spec(kinds=("paired",)), vocabulary())
+    with pytest.raises(ValueError, match="no text"):
+        bound().corrupt(Batch(("a",), keys(1)), {})
+    with pytest.raises(ValueError, match="not corrupted"):
+        bound().count(texts(2, 5))
+    with pytest.raises(ValueError, match="words_BT"):
+        batch = texts(2, 5)
+        bound(whole_word=True).corrupt(batch._replace(text=batch.text._replace(words_BT=None)), {})
