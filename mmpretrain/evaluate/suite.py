@@ -1,0 +1,140 @@
+"""Everything that a checkpoint and a data set allow to be measured, in one call, and the table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmpretrain.evaluate.matching import matching
+from mmpretrain.evaluate.mlm import masked_accuracy
+from mmpretrain.evaluate.pretrained import Pretrained
+from mmpretrain.evaluate.result import Result
+from mmpretrain.evaluate.retrieval import FUSION_LIMIT, retrieval
+from mmpretrain.evaluate.samples import EvalSet, chosen, of_reader, single_image
+from mmpretrain.evaluate.zeroshot import TEMPLATES, zeroshot
+from mmpretrain.types import Sample
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mmpretrain.data.module import ShardData
+
+MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot")
+Progress = Callable[[str, int, int], None]
+
+
+class Limits(NamedTuple):
+    """Most samples of each measurement; None: all (for retrieval of fusion models 256 images)."""
+
+    retrieval: int | None = None
+    matching: int | None = 1000
+    mlm: int | None = 1000
+    zeroshot: int | None = None
+
+    def at_most(self, limit: int | None) -> Limits:
+        """These limits, none of them above ``limit``."""
+        return self if limit is None else Limits(*(limit if own is None else min(own, limit) for own in self))
+
+
+def evaluate(
+    pretrained: Pretrained,
+    data: ShardData | Iterable[EvalSet],
+    only: Sequence[str] = MEASUREMENTS,
+    limits: Limits = Limits(),  # noqa: B008 - a NamedTuple is immutable
+    templates: Sequence[str] = TEMPLATES,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """All measurements that fit the checkpoint and the data.
+
+    Retrieval where samples have captions; matching where there are captions, minimal edits or labelled statements; masked words where
+    the checkpoint has such a head; zero-shot classification of dual encoders where samples have objects with colour and shape.
+
+    Args:
+        pretrained: the model.
+        data: the validation sets of a data module, or sets.
+        only: names out of ``retrieval``, ``matching``, ``mlm``, ``zeroshot``.
+        limits: most samples of each.
+        templates: prompts of zero-shot classification.
+        progress: called with (what, done, total).
+
+    Raises:
+        ValueError: an unknown name in ``only``.
+    """
+    if unknown := [name for name in only if name not in MEASUREMENTS]:
+        raise ValueError(f"evaluate: unknown measurement {unknown[0]!r}; known are {', '.join(MEASUREMENTS)}")
+    results: list[Result] = []
+    for data_set in sets_of(data):
+        if "retrieval" in only and pretrained.can_match() and any(True for _ in chosen(data_set, None, _captioned)):
+            limit = limits.retrieval if pretrained.dual or limits.retrieval is None else min(limits.retrieval, FUSION_LIMIT)
+            results += retrieval(pretrained, data_set, limit, progress=_named(progress, f"retrieval {data_set.name}"))
+        if "matching" in only and pretrained.can_match():
+            results += matching(pretrained, data_set, limits.matching)
+        if "mlm" in only:
+            results += masked_accuracy(pretrained, data_set, limits.mlm)
+        if "zeroshot" in only and pretrained.dual:
+            results += _objects(pretrained, data_set, limits.zeroshot, templates)
+    return results
+
+
+def sets_of(data: ShardData | Iterable[EvalSet]) -> list[EvalSet]:
+    """The validation sets of a data module; sets pass through."""
+    readers = getattr(data, "val_readers", None)
+    if readers is None:
+        return list(data)  # type: ignore[arg-type]
+    found = readers() if callable(readers) else readers
+    return [of_reader(name, reader) for name, reader in found.items()]
+
+
+def _captioned(sample: Sample) -> bool:
+    return single_image(sample) and bool(sample.captions)
+
+
+def _objects(pretrained: Pretrained, data: EvalSet, limit: int | None, templates: Sequence[str]) -> list[Result]:
+    """Which coloured shapes does a picture show? Any that it shows counts."""
+    classes = sorted({name for sample in chosen(data, limit, single_image) for name in object_names(sample)})
+    if len(classes) < 2:
+        return []
+    number = {name: i for i, name in enumerate(classes)}
+    return zeroshot(pretrained, data, classes, lambda sample: {number[name] for name in object_names(sample)}, templates, limit)
+
+
+def object_names(sample: Sample) -> set[str]:
+    """``colour shape`` of the annotated objects of a sample; empty where they lack either."""
+    objects = sample.meta.get("objects") or ()
+    rows = [item for item in objects if isinstance(item, dict) and item.get("colour") and item.get("shape")]
+    return {f"{item['colour']} {item['shape']}" for item in rows}
+
+
+def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def metrics(results: Iterable[Result], prefix: str = "val") -> dict[str, float]:
+    """Name -> value as logged during training, for example ``val/retrieval/scenes/i2t_R@1``."""
+    return {f"{prefix}/{result.name}": result.value for result in results}
+
+
+def table(results: Iterable[Result], title: str = "Evaluation") -> Table:
+    """A Rich table: measurement, value, chance, samples, weights."""
+    from rich.table import Table
+
+    made = Table(title=title)
+    made.add_column("measurement", overflow="fold")
+    for column in ("value", "chance", "count", "weights"):
+        made.add_column(column, justify="right")
+    for result in results:
+        rank = result.name.endswith("median_rank")
+        value = f"{result.value:.1f}" if rank else f"{100 * result.value:.1f} %"
+        chance = "" if result.chance is None else f"{100 * result.chance:.1f} %"
+        made.add_row(result.name, value, chance, str(result.stamp.count), result.stamp.weights)
+    return made
+
+
+def show(results: Sequence[Result], console: Any = None, title: str = "Evaluation") -> None:
+    """Print the table and, below it, each protocol once."""
+    from rich.console import Console
+
+    console = console or Console()
+    console.print(table(results, title))
+    for stamp in dict.fromkeys((r.stamp.data, r.stamp.protocol, r.stamp.precision) for r in results):
+        console.print(f"[dim]{stamp[0]}: {stamp[1]}; {stamp[2]}[/dim]", highlight=False)
