@@ -6,7 +6,7 @@ root of a parallel plan. Objectives are grouped into views; a view is corrupted,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmpretrain.objectives.base import Objective
 from mmpretrain.types import Batch, Score, Vocabulary
 
-MODES = ("scores", "features", "corrupt", "hidden")
+MODES = ("scores", "features", "corrupt", "hidden", "call")
 
 
 class Features(NamedTuple):
@@ -143,8 +143,8 @@ class Pretraining(nn.Module):
             return {name: torch.as_tensor(self.objectives[name].count(batch)).float() for name, batch in pairs}
 
     def forward(
-        self, batch: Batch | Mapping[str, Batch], names: Sequence[str] | None = None, mode: str = "scores"
-    ) -> dict[str, Any]:
+        self, batch: Batch | Mapping[str, Batch] | Callable[..., Any], names: Sequence[str] | None = None, mode: str = "scores"
+    ) -> Any:
         """One pass over a micro-batch.
 
         Args:
@@ -152,10 +152,12 @@ class Pretraining(nn.Module):
             names: the objectives to score; all if None.
             mode: ``scores`` -> {objective: Score}; ``features`` -> {objective: Features} for objectives that can be cached, Score for
                 the others; ``corrupt`` -> {view: Batch}, what ``corrupt`` gives; ``hidden`` -> {view: hidden states of the batch as it
-                is}, for evaluation.
+                is}, for evaluation; ``call`` -> ``batch(model, objectives)``, any computation that needs the parameters whole.
         """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}, expected one of {MODES}")
+        if mode == "call":
+            return batch(self.model, self.objectives)
         if mode == "corrupt":
             return self.corrupt(batch, names)
         order = self.order(names)
