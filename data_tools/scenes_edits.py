@@ -1,0 +1,153 @@
+"""Minimal edits of captions that are false of the picture: one word, one number, or two words exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from mmpretrain.data_tools.scenes_captions import Caption
+from mmpretrain.data_tools.scenes_language import words
+from mmpretrain.data_tools.scenes_logic import ATTRIBUTES, REGIONS, At, Both, Claim, Noun, Of, Relation, There, holds
+from mmpretrain.data_tools.scenes_world import COLOURS, HELD_OUT, MATERIALS, SHAPES, SIZES, Rng, World
+
+KINDS = ("colour", "shape", "size", "material", "count", "relation", "swap", "position")
+PERMUTATIONS = ("relation", "swap")  # kinds that keep the bag of words
+
+
+class Edit(NamedTuple):
+    """A false neighbour of a caption."""
+
+    caption: Caption
+    kind: str
+
+
+def _with_noun(caption: Caption, part: int, slot: int, noun: Noun) -> Caption:
+    old = caption.parts[part]
+    nouns = (*old.nouns[:slot], noun, *old.nouns[slot + 1 :])
+    return caption._replace(parts=(*caption.parts[:part], old._replace(nouns=nouns), *caption.parts[part + 1 :]))
+
+
+def _with_part(caption: Caption, index: int, part: Claim) -> Caption:
+    return caption._replace(parts=(*caption.parts[:index], part, *caption.parts[index + 1 :]))
+
+
+def _slots(caption: Caption) -> list[tuple[int, int, Noun]]:
+    return [(p, s, noun) for p, part in enumerate(caption.parts) for s, noun in enumerate(part.nouns)]
+
+
+def values(kind: str, noun: Noun, world: World, rng: Rng) -> list[str]:
+    """What the attribute could be instead. Half of the time from the palette of the world: what is also in the picture, or might be."""
+    if kind in ("size", "material"):
+        options: tuple[str, ...] = tuple(SIZES) if kind == "size" else MATERIALS
+    else:
+        options = tuple(COLOURS) if kind == "colour" else SHAPES
+        if rng.chance(1, 2):
+            near = {pair[0 if kind == "colour" else 1] for pair in world.palette}
+            options = tuple(option for option in options if option in near)
+    old = getattr(noun, kind)
+    return [option for option in options if option != old]
+
+
+def _attribute(kind: str, caption: Caption, world: World, rng: Rng) -> Caption | None:
+    slots = [slot for slot in _slots(caption) if getattr(slot[2], kind) is not None]
+    if not slots:
+        return None
+    part, slot, noun = rng.choice(slots)
+    options = values(kind, noun, world, rng)
+    return _with_noun(caption, part, slot, noun._replace(**{kind: rng.choice(options)})) if options else None
+
+
+def _exchange(caption: Caption, world: World, rng: Rng) -> Caption | None:
+    """One attribute of two nouns exchanged, or the places of two things."""
+    slots = _slots(caption)
+    if len(slots) < 2:
+        return None
+    (p, s, a), (q, t, b) = rng.sample(slots, 2)
+    if isinstance(caption.parts[p], At) and isinstance(caption.parts[q], At) and rng.chance(1, 2):
+        return _with_noun(_with_noun(caption, p, s, b), q, t, a)
+    kinds = [k for k in ATTRIBUTES if None not in (getattr(a, k), getattr(b, k)) and getattr(a, k) != getattr(b, k)]
+    if not kinds:
+        return None
+    kind = rng.choice(kinds)
+    first, second = a._replace(**{kind: getattr(b, kind)}), b._replace(**{kind: getattr(a, kind)})
+    return _with_noun(_with_noun(caption, p, s, first), q, t, second)
+
+
+def _turn(caption: Caption, world: World, rng: Rng) -> Caption | None:
+    at = [i for i, part in enumerate(caption.parts) if isinstance(part, Relation)]
+    if not at:
+        return None
+    index = rng.choice(at)
+    part = caption.parts[index]
+    return _with_part(caption, index, part._replace(nouns=(part.nouns[1], part.nouns[0])))
+
+
+def _move(caption: Caption, world: World, rng: Rng) -> Caption | None:
+    at = [i for i, part in enumerate(caption.parts) if isinstance(part, At)]
+    if not at:
+        return None
+    index = rng.choice(at)
+    part = caption.parts[index]
+    like = [r for r in REGIONS if r != part.region and (" " in r) == (" " in part.region)]
+    return _with_part(caption, index, part._replace(region=rng.choice(like)))
+
+
+def _recount(caption: Caption, world: World, rng: Rng) -> Caption | None:
+    """Another number; listings move one thing from one noun to another half of the time, which keeps the total."""
+    at = [i for i, part in enumerate(caption.parts) if isinstance(part, There | Of)]
+    if not at:
+        return None
+    index = rng.choice(at)
+    part = caption.parts[index]
+    if isinstance(part, Of):
+        options = [n for n in range(1, part.total + 1) if n != part.count]
+        return _with_part(caption, index, part._replace(count=rng.choice(options))) if options else None
+    counts: list[int | None] = list(part.counts)
+    slot = rng.below(len(counts))
+    if len(counts) > 1 and rng.chance(1, 2):
+        other = (slot + 1 + rng.below(len(counts) - 1)) % len(counts)
+        explicit = None not in counts
+        more, fewer = (counts[slot] or 1) + 1, (counts[other] or 1) - 1
+        if fewer < 1:
+            return None
+        counts[slot], counts[other] = more, fewer if fewer > 1 or explicit else None
+    else:
+        old = counts[slot]
+        if old is None and not rng.chance(1, 3):
+            return None
+        counts[slot] = (old or 1) + rng.choice((1, -1) if (old or 1) > (1 if None not in counts else 2) else (1,))
+    return _with_part(caption, index, part._replace(counts=tuple(counts)))
+
+
+def _editors(kind: str) -> Callable[[Caption, World, Rng], Caption | None]:
+    if kind in ATTRIBUTES:
+        return lambda caption, world, rng: _attribute(kind, caption, world, rng)
+    return {"relation": _turn, "swap": _exchange, "position": _move, "count": _recount}[kind]
+
+
+def _sayable(caption: Caption, world: World) -> bool:
+    """No noun twice in one list; no held-out pair outside the compositional split."""
+    if any(isinstance(part, There) and len(set(part.nouns)) < len(part.nouns) for part in caption.parts):
+        return False
+    return world.hero >= 0 or not any((noun.colour, noun.shape) in HELD_OUT for _, _, noun in _slots(caption))
+
+
+def edits(caption: Caption, world: World, rng: Rng) -> Iterator[Edit]:
+    """At most one edit of each of KINDS, every one false of the world; those of PERMUTATIONS keep the words."""
+    before = caption.text()
+    bag = sorted(words(before))
+    seen = {before}
+    for kind in KINDS:
+        editor = _editors(kind)
+        for _ in range(3):
+            changed = editor(caption, world, rng)
+            if changed is None:
+                continue
+            if not _sayable(changed, world) or holds(Both(changed.parts), world) is not False:
+                continue
+            text = changed.text()
+            if text in seen or (kind in PERMUTATIONS and sorted(words(text)) != bag):
+                continue
+            seen.add(text)
+            yield Edit(changed, kind)
+            break
