@@ -1,0 +1,47 @@
+"""Start the ranks of a distributed test as subprocesses, as torchrun would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a subprocess that sees the package and the tests."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **extra}
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def ranks(script: Path, *arguments: str, world: int = 2, timeout: float = 240) -> list[subprocess.CompletedProcess[str]]:
+    """Run ``script`` once per rank and wait; the output of every rank is kept."""
+    port = str(free_port())
+    running = []
+    for rank in range(world):
+        env = environment(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), GROUP_RANK="0",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="test", TORCHELASTIC_RESTART_COUNT="0",
+        )  # fmt: skip
+        command = [sys.executable, str(script), *arguments]
+        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    finished = []
+    try:
+        for process in running:
+            output, _ = process.communicate(timeout=timeout)
+            finished.append(subprocess.CompletedProcess(process.args, process.returncode, output))
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+    return finished
