@@ -61,6 +61,7 @@ class Contrastive(PairedObjective):
         """Sum over the own pairs of (image-to-text + text-to-image) / 2. Stats: in-batch accuracies and exp(logit_scale)."""
         if logit_bias is not None:
             raise ValueError(f"{self.name}: a softmax cannot train a logit bias; set the model's logit_bias_init: null")
+        counts_B = None if counts_B is None else counts_B.detach()
         with full_precision(image_BE.device):
             own_B2E = torch.stack((wide(image_BE), wide(text_BE)), 1)
             all_G2E, rank = self._gathered(own_B2E)
@@ -72,7 +73,10 @@ class Contrastive(PairedObjective):
             labels = torch.arange(image_logits.shape[0], device=image_BE.device) + (0 if whole else rank * rows)
             losses = (_rows(image_logits, labels) + _rows(text_logits, labels)) / 2
             count = scalar(rows, image_BE.device) if counts_B is None else counts_B.sum().float()
-            total = self._global_share(losses, counts_B, count) if whole else weighted(losses, counts_B)
+            if whole:  # every rank has the loss of all pairs: it brings an equal share of the sum
+                total = weighted(losses, None if counts_B is None else all_rows(counts_B, self.peers)) / self.peers.size
+            else:
+                total = weighted(losses, counts_B)
             own = slice(rank * rows, (rank + 1) * rows) if whole else slice(None)
             image_right = weighted((image_logits[own].argmax(1) == labels[own]).float(), counts_B).detach().float()
             text_right = weighted((text_logits[own].argmax(1) == labels[own]).float(), counts_B).detach().float()
@@ -96,10 +100,3 @@ class Contrastive(PairedObjective):
                 all_G2E = torch.cat((all_G2E[:start], own_B2E, all_G2E[start + rows :]))
             return all_G2E, peers.rank
         return all_rows_with_grad(own_B2E, peers), peers.rank
-
-    def _global_share(self, losses_G: Tensor, counts_B: Tensor | None, count: Tensor) -> Tensor:
-        """The global mean times the own count, so that sums over ranks divided by counts over ranks are the global mean."""
-        if counts_B is None:
-            return losses_G.mean() * count.to(losses_G.dtype)
-        counts_G = all_rows(counts_B, self.peers)
-        return weighted(losses_G, counts_G) / counts_G.sum().clamp(min=1) * count.to(losses_G.dtype)

@@ -92,6 +92,7 @@ class Sigmoid(PairedObjective):
         """Sum over the own images. Stats: ``accuracy`` (the own text has the highest logit), exp(logit_scale) and the bias."""
         if logit_bias is None:
             raise ValueError(f"{self.name}: the model has no logit bias; set its logit_bias_init (the paper: -10)")
+        counts_B = None if counts_B is None else counts_B.detach()
         with full_precision(image_BE.device):
             image_BE, text_BE = wide(image_BE), wide(text_BE)
             scale, bias = wide(logit_scale).exp(), wide(logit_bias)

@@ -105,9 +105,10 @@ def test_cached_features_give_the_gradients_of_one_big_batch(objective, bias):
     slices = [slice(i, i + 3) for i in range(0, N, 3)]
     with torch.no_grad():
         cached = [objective.features(encode(rows), part(rows)) for rows in slices]
-    leaves = [torch.cat(parts).requires_grad_(i < 2) for i, parts in enumerate(zip(*cached, strict=True))]
+    leaves = [torch.cat(parts).requires_grad_() for parts in zip(*cached, strict=True)]
     score = objective.loss_from_features(*leaves, logit_scale=scale, logit_bias=logit_bias)
     assert score.count == sum(objective.count(part(rows)) for rows in slices)
+    assert not score.count.requires_grad
     (score.sum / score.count).backward()
     for rows in slices:
         features = objective.features(encode(rows), part(rows))

@@ -95,7 +95,7 @@ def test_swapped_batch_equals_one_made_of_the_swapped_samples(negatives):
     examples = [example(i, **meta) for i in range(17)]
     objective = bound(negatives=negatives)
     swaps, batch, out = corrupted(objective, examples)
-    wanted = batch_of([e._replace(image=s.image if s.image is not None else e.image, text=s.text or e.text) for e, s in zip(examples, swaps)])
+    wanted = batch_of([e._replace(image=e.image if s.image is None else s.image, text=s.text or e.text) for e, s in zip(examples, swaps)])
     assert torch.equal(out.text.ids_BT, wanted.text.ids_BT) and torch.equal(out.text.words_BT, wanted.text.words_BT)
     assert out.text.lengths == wanted.text.lengths and out.image.sizes == wanted.image.sizes
     assert torch.equal(out.image.pixels_BCHW, wanted.image.pixels_BCHW) and out.image.mean == batch.image.mean

@@ -24,9 +24,10 @@ def test_exact_variants_equal_one_process(measured, variant, labels):
     assert got["loss"] < 1e-12 and got["gradient"] < 1e-12 and got["evaluation"] < 1e-12
 
 
-def test_gather_without_gradient_scales_the_encoders_by_one_over_ranks(measured):
+@pytest.mark.parametrize("labels", ["plain", "labels"])
+def test_gather_without_gradient_scales_the_encoders_by_one_over_ranks(measured, labels):
     world, results = measured
-    got = results["contrastive/global_no_grad/plain"]
+    got = results[f"contrastive/global_no_grad/{labels}"]
     assert got["loss"] < 1e-12
     for name in ("image.weight", "image.bias", "text.weight", "text.bias"):
         assert got[f"ratio/{name}"] == pytest.approx(1 / world, abs=1e-12) and got[f"cosine/{name}"] == pytest.approx(1, abs=1e-12)
