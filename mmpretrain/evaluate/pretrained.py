@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from mmpretrain.evaluate.result import precision_of
-from mmpretrain.nn.hidden import Fused, Paired
-from mmpretrain.nn.ragged import Ragged
-from mmpretrain.types import Batch, Collate, Pixels, Text, Tokens, Vocabulary
+from mmpretrain.data.collate import Collator
+from mmpretrain.evaluate.engine import Engine, Runner
+from mmpretrain.evaluate.inputs import ImageLike, picture_of
+from mmpretrain.types import Collate, Tokens, Vocabulary
 
-T = TypeVar("T")
-ImageLike = Image.Image | str | Path | bytes | Tensor
-Runner = Callable[[Callable[[nn.Module, Mapping[str, Any]], Any]], Any]
+__all__ = ["ImageLike", "Pretrained", "load"]
 
-TOKENS_PER_BATCH = 16384  # packed tokens of one forward, image patches included
+IMAGES = 512  # decoded images held at a time
 
 
-class Pretrained:
+class Pretrained(Engine):
     """A model with everything that stands between it and files.
 
     Dual encoders (CLIP) place images and texts in one space: ``encode_*`` gives vectors of length 1 and ``score`` their cosine.
@@ -45,8 +40,7 @@ class Pretrained:
         config: the resolved configuration of the run.
         weights: "raw" or "ema".
         source: where it came from, for stamps.
-        runner: runs a function of (model, objectives) where their parameters are whole; sharded training passes the root's.
-        autocast: dtype of mixed precision, or None.
+        runner, autocast: see :class:`Engine`.
     """
 
     def __init__(
@@ -64,41 +58,23 @@ class Pretrained:
         runner: Runner | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.model, self.objectives = model, objectives
+        super().__init__(model, objectives, collate, runner, autocast)
         self.tokenizer, self.image_transform, self.vocabulary = tokenizer, image_transform, vocabulary
-        self.collate, self.config = collate, dict(config or {})
-        self.weights, self.source, self.autocast = weights, source, autocast
-        self._runner = runner
-        kinds = tuple(model.spec.kinds)
-        self.kind = "paired" if "paired" in kinds else "fused" if "fused" in kinds else kinds[0]
+        self.config, self.weights, self.source = dict(config or {}), weights, source
 
-    # ---------------------------------------------------------------- facts
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return next(self.model.parameters()).device
-
-    @property
-    def precision(self) -> str:
-        """The arithmetic of the forward, for stamps."""
-        return precision_of(next(self.model.parameters()).dtype, self.autocast)
-
-    @property
-    def dual(self) -> bool:
-        """True for dual encoders, whose score is the cosine of two vectors."""
-        return self.kind == "paired"
-
-    def objective(self, kind: str, method: str) -> Any | None:
-        """The first objective that reads ``kind`` and has ``method``, or None."""
-        for name in self.objectives:
-            found = self.objectives[name]
-            if getattr(found, "kind", None) == kind and hasattr(found, method):
-                return found
-        return None
-
-    def can_match(self) -> bool:
-        """Whether :meth:`score` works: a dual encoder, or a fusion model with a matching head."""
-        return self.dual or self.objective("fused", "score") is not None
+    @classmethod
+    def from_parts(
+        cls,
+        model: nn.Module,
+        objectives: Mapping[str, Any],
+        tokenizer: Any,
+        transform: Any,
+        vocabulary: Vocabulary | None,
+        **kwargs: Any,
+    ) -> Pretrained:
+        """Of a live model, during training. ``transform`` has ``mean`` and ``std``; for ``kwargs`` see the class."""
+        collate = Collator(vocabulary.pad if vocabulary is not None else 0, transform.mean, transform.std)
+        return cls(model, objectives, tokenizer, transform, vocabulary, collate=collate, **kwargs)
 
     def to(self, device: torch.device | str) -> Pretrained:
         """Move the model and the heads."""
@@ -106,7 +82,6 @@ class Pretrained:
             module.to(device)
         return self
 
-    # ---------------------------------------------------------------- inputs
     def tokenize(self, text: str | Sequence[str]) -> Tokens | list[Tokens]:
         """Token ids with special tokens, as in training; one ``Tokens`` per text. Too long texts are cut."""
         if self.tokenizer is None:
@@ -120,12 +95,12 @@ class Pretrained:
         """
         if self.image_transform is None:
             raise ValueError("this checkpoint has no image transform: it was trained without images")
-        return self.image_transform(_picture(image))
+        return self.image_transform(picture_of(image))
 
-    # ---------------------------------------------------------------- the four methods people use
     def encode_image(self, images: Sequence[ImageLike]) -> Tensor:
         """Vectors of images, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
-        return self.encode_pixels([self.transform(image) for image in images])
+        parts = [images[start : start + IMAGES] for start in range(0, len(images), IMAGES)] or [images]
+        return torch.cat([self.encode_pixels([self.transform(image) for image in part]) for part in parts])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Vectors of texts, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
@@ -171,156 +146,19 @@ class Pretrained:
             scores = scores * scale + (bias or 0.0)
         return scores.sigmoid() if output == "probability" else scores
 
-    def logit_scale(self) -> tuple[float, float | None]:
-        """Factor and bias that the loss applied to cosines; (1, None) for fusion models."""
-        if not self.dual:
-            return 1.0, None
 
-        def read(model: nn.Module, _: Mapping[str, Any]) -> tuple[float, float | None]:
-            bias = getattr(model, "logit_bias", None)
-            return float(model.logit_scale.float().exp()), None if bias is None else float(bias.float())
+def load(path: str | Path, weights: str = "auto", which: str = "best", device: str | torch.device = "cpu") -> Pretrained:
+    """Open a checkpoint for inference: ``mmpretrain.load``. See :func:`mmpretrain.evaluate.loading.load`.
 
-        return self.run(read)
+    Args:
+        path: a checkpoint file or folder, or the folder of a run.
+        weights: ``raw``, ``ema``, or ``auto``: the average where the checkpoint has one.
+        which: of a run: ``best`` (the last one where none is marked best) or ``last``.
+        device: where the model goes.
 
-    # ---------------------------------------------------------------- on prepared inputs
-    def encode_tokens(self, tokens: Sequence[Tokens]) -> Tensor:
-        """Vectors of tokenised texts, float32 (n, width). Equal texts are encoded once."""
-        unique = {item.ids: item for item in tokens}
-        order = sorted(unique, key=lambda ids: (len(ids), ids))
-        slot = {ids: i for i, ids in enumerate(order)}
-        parts = [
-            self._encode(Batch(keys=("",) * len(part), draw_keys_B=self._draws(len(part)), text=self.text([unique[ids] for ids in part])))
-            for part in _cut(order, [len(ids) for ids in order])
-        ]
-        return self._gather(parts)[[slot[item.ids] for item in tokens]]
+    Raises:
+        ValueError: with one line that says what is wrong.
+    """
+    from mmpretrain.evaluate import loading
 
-    def encode_pixels(self, images: Sequence[Tensor]) -> Tensor:
-        """Vectors of transformed images, float32 (n, width)."""
-        order = sorted(range(len(images)), key=lambda i: tuple(images[i].shape))
-        sizes = [self.patches(images[i]) for i in order]
-        parts = [
-            self._encode(Batch(keys=("",) * len(part), draw_keys_B=self._draws(len(part)), image=self.pixels([images[i] for i in part])))
-            for part in _cut(order, sizes)
-        ]
-        return self._gather(parts)[np.argsort(order)]
-
-    def match(self, images: Sequence[Tensor], tokens: Sequence[Tokens], image_P: np.ndarray, text_P: np.ndarray) -> Tensor:
-        """Log-odds of "image ``image_P[p]`` matches text ``text_P[p]``" by the matching head of a fusion model: float32 (P,).
-
-        Pairs are sorted by size, so that almost every batch is rectangular; images are transformed once, by the caller.
-        """
-        head = self.objective("fused", "score")
-        if head is None:
-            raise ValueError("this checkpoint has no matching head (objective ITM), so a fusion model cannot score pairs")
-        size_P = [(tuple(images[i].shape), len(tokens[t].ids)) for i, t in zip(image_P, text_P, strict=True)]
-        order = sorted(range(len(size_P)), key=size_P.__getitem__)
-        cost = [self.patches(images[image_P[p]]) + len(tokens[text_P[p]].ids) for p in order]
-        parts = []
-        for part in _cut(order, cost):
-            batch = Batch(
-                keys=("",) * len(part),
-                draw_keys_B=self._draws(len(part)),
-                text=self.text([tokens[text_P[p]] for p in part]),
-                image=self.pixels([images[image_P[p]] for p in part]),
-            )
-            name = next(name for name in self.objectives if self.objectives[name] is head)
-            parts.append(self.forward(batch, lambda hidden, objectives, name=name: objectives[name].score(hidden)))
-        return self._gather(parts, width=())[np.argsort(order)]
-
-    def text(self, tokens: Sequence[Tokens]) -> Text:
-        """Padded texts on the device of the model."""
-        text = self.collate.text(tokens)
-        device = self.device
-        return Text(*(field.to(device) if isinstance(field, Tensor) else field for field in text))
-
-    def pixels(self, images: Sequence[Tensor]) -> Pixels:
-        """Padded images on the device of the model."""
-        pixels = self.collate.pixels(images)
-        return pixels._replace(pixels_BCHW=pixels.pixels_BCHW.to(self.device))
-
-    def patches(self, image: Tensor) -> int:
-        """Tokens that an image costs, for cutting batches."""
-        side = getattr(self.model.spec, "patch_size", None) or 32
-        return (image.shape[-2] // side) * (image.shape[-1] // side) + 1
-
-    # ---------------------------------------------------------------- running
-    def run(self, function: Callable[[nn.Module, Mapping[str, Any]], T]) -> T:
-        """``function(model, objectives)`` in evaluation mode, without gradients, where the parameters are whole."""
-        with torch.no_grad(), self.evaluation_mode(), self._precision():
-            return self._runner(function) if self._runner is not None else function(self.model, self.objectives)
-
-    def forward(self, batch: Batch, read: Callable[[Any, Mapping[str, Any]], T], kind: str | None = None) -> T:
-        """``read(hidden, objectives)`` on the hidden states of a batch."""
-        return self.run(lambda model, objectives: read(model(batch, kind or self.kind), objectives))
-
-    @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
-        """Model and heads in evaluation mode inside, each module back in its own mode afterwards."""
-        modules = [m for root in (self.model, *(self.objectives[n] for n in self.objectives)) for m in root.modules()]
-        training = [module for module in modules if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-    def _precision(self) -> Any:
-        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
-
-    def _draws(self, n: int) -> Tensor:
-        return torch.zeros(n, dtype=torch.int64, device=self.device)
-
-    def _encode(self, batch: Batch) -> Tensor:
-        return self.forward(batch, lambda hidden, _: _vectors(hidden, text=batch.image is None))
-
-    def _gather(self, parts: Sequence[Tensor], width: tuple[int, ...] | None = None) -> Tensor:
-        if parts:
-            return torch.cat([part.float().cpu() for part in parts])
-        return torch.zeros(0, *((self.model.spec.embed_dim or self.model.spec.width,) if width is None else width))
-
-
-def _vectors(hidden: Paired | Fused, text: bool) -> Tensor:
-    """One vector per sample of the modality that was given."""
-    if isinstance(hidden, Paired):
-        return hidden.text_BE if text else hidden.image_BE
-    states: Ragged = hidden.text if text else hidden.image
-    return states.x_ND.index_select(0, states.layout.first_B(states.x_ND.device))
-
-
-def _cut(order: Sequence[T], cost: Sequence[int], budget: int = TOKENS_PER_BATCH) -> Iterator[Sequence[T]]:
-    """Consecutive groups whose padded cost (group size times largest) stays within the budget; a group has at least one item."""
-    start, largest = 0, 0
-    for i, item in enumerate(cost):
-        largest = max(largest, item)
-        if i > start and largest * (i - start + 1) > budget:
-            yield order[start:i]
-            start, largest = i, item
-    if start < len(order):
-        yield order[start:]
-
-
-def _picture(image: ImageLike) -> Image.Image:
-    """Any accepted form of an image as an RGB PIL image."""
-    from mmpretrain.data.decode import decode_image
-
-    if isinstance(image, (str, Path)):
-        path = Path(image)
-        if not path.is_file():
-            raise ValueError(f"{path}: no such image file")
-        return decode_image(path.read_bytes())
-    if isinstance(image, bytes):
-        return decode_image(image)
-    if isinstance(image, Image.Image):
-        if image.mode == "RGB":
-            return image
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")  # so that transparency and palettes are treated exactly as in shards
-        return decode_image(buffer.getvalue())
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"an image is a PIL image, a path, bytes or a tensor (3, H, W), not {type(image).__name__}")
-    values = image.detach().cpu()
-    if values.is_floating_point():
-        values = (values.clamp(0, 1) * 255).round()
-    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    return loading.load(path, weights, which, device)

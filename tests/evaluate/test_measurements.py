@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import evaluation as fakes
 
+from mmpretrain.evaluate.engine import cut
 from mmpretrain.evaluate.matching import edit_pairs, matching, random_pairs
-from mmpretrain.evaluate.pretrained import _cut
 from mmpretrain.evaluate.retrieval import retrieval
 from mmpretrain.evaluate.samples import choose
 from mmpretrain.evaluate.zeroshot import classifier, fill, zeroshot
@@ -109,7 +109,7 @@ def test_subset_is_spread_evenly() -> None:
 
 def test_batches_keep_the_budget() -> None:
     cost = sorted(np.random.default_rng(0).integers(1, 60, 200).tolist())
-    groups = list(_cut(range(200), cost, budget=100))
+    groups = list(cut(range(200), cost, budget=100))
     assert [i for group in groups for i in group] == list(range(200))
     assert all(len(group) * max(cost[i] for i in group) <= 100 for group in groups)
-    assert list(_cut([], [], 10)) == [] and list(_cut([7], [99], 10)) == [[7]]
+    assert list(cut([], [], 10)) == [] and list(cut([7], [99], 10)) == [[7]]

@@ -1,0 +1,37 @@
+"""Anything that people call an image, as a PIL image."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmpretrain.data.decode import decode_image
+
+ImageLike = Image.Image | str | Path | bytes | Tensor
+
+
+def picture_of(image: ImageLike) -> Image.Image:
+    """Any accepted form of an image as an RGB PIL image."""
+    if isinstance(image, (str, Path)):
+        path = Path(image)
+        if not path.is_file():
+            raise ValueError(f"{path}: no such image file")
+        return decode_image(path.read_bytes())
+    if isinstance(image, bytes):
+        return decode_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode == "RGB":
+            return image
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")  # so that transparency and palettes are treated exactly as in shards
+        return decode_image(buffer.getvalue())
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"an image is a PIL image, a path, bytes or a tensor (3, H, W), not {type(image).__name__}")
+    values = image.detach().cpu()
+    if values.is_floating_point():
+        values = (values.clamp(0, 1) * 255).round()
+    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())

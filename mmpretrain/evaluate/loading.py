@@ -1,0 +1,217 @@
+"""From a checkpoint to a ``Pretrained``: plain tensors and plain types only, nothing outside the suite imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpretrain.data.collate import Collator
+from mmpretrain.data.errors import DataError
+from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.text import Tokenizer
+from mmpretrain.evaluate.pretrained import Pretrained
+from mmpretrain.evaluate.rebuild import RefusedCheckpoint, build, construct
+from mmpretrain.objectives.base import Objective
+from mmpretrain.types import Vocabulary
+
+WEIGHTS = ("auto", "raw", "ema")
+_PREFIXES = ("root.", "_orig_mod.", "module.")
+
+
+def load(path: str | Path, weights: str = "auto", which: str = "best", device: str | torch.device = "cpu") -> Pretrained:
+    """Open a checkpoint for inference.
+
+    Args:
+        path: a checkpoint file or folder, or the folder of a run.
+        weights: ``raw``, ``ema``, or ``auto``: the average where the checkpoint has one.
+        which: of a run: ``best`` (the last one where none is marked best) or ``last``.
+        device: where the model goes.
+
+    Raises:
+        ValueError: nothing to load there, not a checkpoint of this suite, or one that asks for more than a model needs
+            (``RefusedCheckpoint``). The message is one line.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights is 'auto', 'raw' or 'ema', not {weights!r}")
+    file = find(Path(path), which)
+    checkpoint = read(file)
+    about = _about(checkpoint, file)
+    config = about["config"]
+    objectives = config["model"].get("objectives") or {}
+    if not isinstance(objectives, Mapping):
+        raise RefusedCheckpoint(f"{file}: model.objectives is not a table")
+    state, chosen = _state(checkpoint, weights, file)
+    vocabulary, tokenizer = _vocabulary(about.get("vocabulary"), file), _tokenizer(about.get("tokenizer"), file)
+    model, heads = _build(config, vocabulary, file)
+    _load_state(nn.ModuleDict({"model": model, "objectives": heads}), state, file)
+    transform = _transform(config, file)
+    found = Pretrained(
+        model.eval(),
+        heads.eval(),
+        tokenizer,
+        transform,
+        vocabulary,
+        collate=Collator(vocabulary.pad if vocabulary else 0, transform.mean, transform.std),
+        config=config,
+        weights=chosen,
+        source=_source(file, about),
+    )
+    return found.to(device)
+
+
+def find(path: Path, which: str = "best") -> Path:
+    """The checkpoint file that ``path`` stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f"which is 'best' or 'last', not {which!r}")
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such checkpoint or run")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    files = sorted(file for file in folder.rglob("*.ckpt") if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    if not files:
+        raise ValueError(f"{path}: holds no checkpoint (no .ckpt file in {folder})")
+    named = {name: [file for file in files if name in str(file.relative_to(folder))] for name in ("best", "last")}
+    best = named["best"] if which == "best" else []
+    return max(best or named["last"] or files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The checkpoint as tensors and plain types (``weights_only=True``).
+
+    Raises:
+        ValueError: unreadable, or it holds something else, which is never executed.
+    """
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise RefusedCheckpoint(f"{file}: holds more than tensors and plain types; it was not opened, since that could run code") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{file}: cannot be read as a checkpoint ({reason})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: is not a checkpoint of mmpretrain")
+    return found
+
+
+def _about(checkpoint: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    about = checkpoint.get("mmpretrain")
+    config = about.get("config") if isinstance(about, Mapping) else None
+    if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
+        raise ValueError(f"{file}: has no entry 'mmpretrain' with a configuration; it was not written by mmpretrain fit")
+    return about
+
+
+def _state(checkpoint: Mapping[str, Any], weights: str, file: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors to load by names below the root, and whether they are "raw" or "ema"."""
+    raw = checkpoint.get("state_dict")
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{file}: has no state_dict")
+    state = {_strip(name): value for name, value in raw.items()}
+    average = checkpoint.get("ema")
+    if weights == "raw" or (weights == "auto" and not average):
+        return state, "raw"
+    if not isinstance(average, Mapping) or not average:
+        raise ValueError(f"{file}: has no averaged weights; load it with weights='raw', or train with model.ema_decay")
+    averaged = {_strip(name): value for name, value in average.items()}
+    ties = _shared(state)
+    for name, value in list(averaged.items()):  # an average is kept once for names that share one parameter
+        for other in ties.get(name, ()):
+            averaged.setdefault(other, value)
+    return {**state, **averaged}, "ema"
+
+
+def _shared(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Name -> other names with the same storage."""
+    by_storage: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, value in state.items():
+        by_storage.setdefault((value.data_ptr(), tuple(value.shape)), []).append(name)
+    return {name: [o for o in names if o != name] for names in by_storage.values() if len(names) > 1 for name in names}
+
+
+def _strip(name: str) -> str:
+    changed = True
+    while changed:
+        changed = False
+        for prefix in _PREFIXES:
+            if name.startswith(prefix):
+                name, changed = name.removeprefix(prefix), True
+    return name.replace("._orig_mod.", ".")
+
+
+def _build(config: Mapping[str, Any], vocabulary: Vocabulary | None, file: Path) -> tuple[nn.Module, nn.ModuleDict]:
+    """Model and objectives with their heads, freshly initialised."""
+    model = build(config["model"].get("system"), nn.Module, f"{file}: model.system")
+    heads = nn.ModuleDict()
+    for name, node in (config["model"].get("objectives") or {}).items():
+        objective = build(node, Objective, f"{file}: model.objectives.{name}")
+        objective.name = name
+        objective.bind(model.spec, vocabulary)
+        heads[name] = objective
+    return model, heads
+
+
+def _tokenizer(text: Any, file: Path) -> Tokenizer | None:
+    if text is None:
+        return None
+    try:
+        return Tokenizer.from_json(text)
+    except DataError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _transform(config: Mapping[str, Any], file: Path) -> ImageTransform:
+    """The image transform of ``data.image``; the default one where the run did not set it."""
+    node = (config.get("data") or {}).get("image") or {}
+    if not isinstance(node, Mapping):
+        raise RefusedCheckpoint(f"{file}: data.image is not a table")
+    if "class_path" in node:
+        return build(node, ImageTransform, f"{file}: data.image")
+    return construct(ImageTransform, node, f"{file}: data.image")
+
+
+def _vocabulary(found: Any, file: Path) -> Vocabulary | None:
+    if found is None:
+        return None
+    try:
+        return Vocabulary(**{**found, "special": tuple(found["special"])})
+    except (TypeError, KeyError):
+        raise ValueError(f"{file}: its vocabulary is of another version") from None
+
+
+def _load_state(holder: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Copy the tensors, all of them and no others.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    own = holder.state_dict()
+    if missing := sorted(set(own) - set(state)):
+        raise ValueError(f"{file}: lacks {len(missing)} tensors of its own configuration, {_few(missing)}")
+    if extra := sorted(set(state) - set(own)):
+        raise ValueError(f"{file}: holds {len(extra)} tensors that its configuration has no place for, {_few(extra)}")
+    if odd := [name for name in own if own[name].shape != state[name].shape]:
+        raise ValueError(f"{file}: {odd[0]} has shape {tuple(state[odd[0]].shape)}, the configuration asks for {tuple(own[odd[0]].shape)}")
+    holder.load_state_dict(dict(state), strict=True)
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+
+
+def _source(file: Path, about: Mapping[str, Any]) -> str:
+    """Name of the checkpoint with a hash of what it is, for stamps and for resuming."""
+    described = json.dumps({"config": about["config"], "step": about.get("step"), "size": file.stat().st_size}, sort_keys=True, default=str)
+    return f"{file.name}@{about.get('step', '?')}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
