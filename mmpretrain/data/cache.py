@@ -46,7 +46,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the lock of ``name`` among the processes of this machine. Without a writable cache there is no lock: writes are atomic anyway."""
+    """Hold the lock of ``name`` among the processes of this machine. Without a writable cache there is none: writes are atomic anyway."""
     folder = cache_root() / "locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -88,12 +88,16 @@ class _Builder:
         """End the sample ``key``: check it, count its texts and pictures."""
         if key in self.seen:
             other = next(iter(group.values()))[0]
-            raise DataError(f"{self.path}: the members of key {key!r} are not adjacent (again at offset {other.header}); write the shard again")
+            raise DataError(
+                f"{self.path}: the members of key {key!r} are not adjacent (again at offset {other.header}); write the shard again"
+            )
         self.seen.add(key)
         readable = {name: entry for name, entry in group.items() if allowed(name)}
         hidden = [name for name in group if "." in name and allowed(name.rpartition(".")[2]) and not allowed(name)]
         if not readable and hidden:
-            raise DataError(f"{self.path}: key {key!r} has no readable member but {hidden[0]!r}: a key must not hold a dot; rename the members")
+            raise DataError(
+                f"{self.path}: key {key!r} has no readable member but {hidden[0]!r}: a key must not hold a dot; rename the members"
+            )
         self.ignored.update(name for name in group if name not in readable)
         if not readable:
             return
@@ -137,7 +141,7 @@ def build(path: Path) -> ShardIndex:
     """Read a whole shard and index it.
 
     Raises:
-        DataError: the archive is damaged in any way, a member stands twice, the members of a key are not adjacent, or a key breaks the rule.
+        DataError: the archive is damaged, a member stands twice, the members of a key are not adjacent, or a key breaks the rule.
     """
     made = _Builder(path)
     size = path.stat().st_size
@@ -158,7 +162,9 @@ def build(path: Path) -> ShardIndex:
                     made.close(current, group)
                 current, group = key, {}
             if extension in group:
-                raise DataError(f"{path}: key {key!r} has two members {extension!r} (the second at offset {member.header}); write the shard again")
+                raise DataError(
+                    f"{path}: key {key!r} has two members {extension!r} (the second at offset {member.header}); write the shard again"
+                )
             view = memoryview(data)[member.offset : member.offset + member.size]
             crc = zlib.crc32(view) if allowed(extension) else 0
             most = limit(extension)
@@ -228,7 +234,12 @@ def map_npz(path: Path) -> dict[str, np.ndarray]:
                 if dtype.hasobject:
                     raise ValueError(f"{path}: {entry.filename} holds objects")
                 local = entry.header_offset
-                start = local + 30 + int.from_bytes(mapped[local + 26 : local + 28], "little") + int.from_bytes(mapped[local + 28 : local + 30], "little")
+                start = (
+                    local
+                    + 30
+                    + int.from_bytes(mapped[local + 26 : local + 28], "little")
+                    + int.from_bytes(mapped[local + 28 : local + 30], "little")
+                )
                 count = int(np.prod(shape))
                 found[entry.filename.removesuffix(".npy")] = np.frombuffer(mapped, dtype, count, start + head).reshape(shape)
     except zipfile.BadZipFile as error:
@@ -278,5 +289,3 @@ def open_indexes(paths: Sequence[Path], threads: int = 4) -> list[ShardIndex]:
 def fingerprint(indexes: Sequence[ShardIndex]) -> str:
     """sha256 over the contents of the shards in their order; where they lie does not matter."""
     return hashlib.sha256("\n".join(index.digest for index in indexes).encode()).hexdigest()
-
-

@@ -1,6 +1,6 @@
 """The order of an epoch as a pure function of (seed, epoch): no buffer, no state but a count of samples.
 
-Shards are permuted; blocks of ``block`` neighbouring shards are shuffled together, each block by its own generator, when a position in it is
+Shards are permuted; blocks of ``block`` neighbouring shards are shuffled together, each by its own generator, when a position in it is
 first asked for. Global batch ``g`` is positions ``[g * batch_size, (g + 1) * batch_size)``; ranks, micro-batches and workers are slices of
 it, so that none of them changes what a batch holds. A position is used once in an epoch; what does not fill a batch at the end is dropped
 and counted.
@@ -91,7 +91,7 @@ def micro_batch(batch_size: int, world: int, accumulate: int) -> int:
     if world < 1 or accumulate < 1 or batch_size % (world * accumulate):
         near = max(world * accumulate, batch_size // (world * accumulate) * world * accumulate)
         raise DataError(
-            f"data.batch_size={batch_size} is the batch of all ranks together; it cannot be cut into {world} ranks x {accumulate} micro-batches; "
+            f"data.batch_size={batch_size} is the batch of all ranks; it cannot be cut into {world} ranks x {accumulate} micro-batches; "
             f"take a multiple of {world * accumulate}, such as {near}"
         )
     return batch_size // (world * accumulate)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmpretrain.data.decode import assemble, limit
 from mmpretrain.data.errors import BadSample, DataError
-from mmpretrain.data.index import ShardIndex, fingerprint, load, index_path, open_index, open_indexes
+from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
 from mmpretrain.types import Sample
 
 _OPEN_FILES = 128

@@ -59,7 +59,9 @@ def members(data: mmap.mmap | bytes, path: str) -> Iterator[Member]:
             name, length = extended.pop("path", info.name), int(extended.pop("size", info.size))
             end = body + length if _has_body(info) else body
             if end > size:
-                raise DataError(f"{path}: member {name!r} at offset {at} needs {end - size} bytes more than the file has: cut short; copy it again")
+                raise DataError(
+                    f"{path}: member {name!r} at offset {at} needs {end - size} bytes more than the file has: cut short; copy it again"
+                )
             if info.type in _REGULAR and not name.endswith("/"):
                 if any("sparse" in key for key in extended):
                     raise DataError(f"{path}: member {name!r} at offset {at} is sparse, which is not read")

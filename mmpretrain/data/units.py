@@ -44,9 +44,15 @@ class Units:
         if not self.total:
             other = TEXTS[1 - TEXTS.index(text_from)]
             has = sum(int(np.count_nonzero(getattr(index, f"{other}_S"))) for index in indexes)
-            hint = f"{has} samples have {other}: set data.text_from={other}" if has else "a sample is KEY.jpg|png|webp with KEY.txt or KEY.json"
+            hint = (
+                f"{has} samples have {other}: set data.text_from={other}"
+                if has
+                else "a sample is KEY.jpg|png|webp with KEY.txt or KEY.json"
+            )
             problem = next((problem for index in indexes for problem in index.problems), None)
-            raise DataError(f"data: no sample of {indexes[0].path.parent} has a picture and {text_from}; {hint}" + (f" ({problem})" if problem else ""))
+            raise DataError(
+                f"data: no sample of {indexes[0].path.parent} has a picture and {text_from}; {hint}" + (f" ({problem})" if problem else "")
+            )
 
     def _table(self, index: ShardIndex) -> _Table:
         texts = getattr(index, f"{self.text_from}_S")

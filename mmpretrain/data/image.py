@@ -1,0 +1,157 @@
+"""Image transforms: a PIL picture -> uint8 (3, H, W). Every draw comes from a generator that the caller keys by (seed, epoch, position)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmpretrain.data.errors import DataError
+from mmpretrain.data.randaugment import randaugment
+
+Triple = tuple[float, float, float]
+STATISTICS: dict[str, tuple[Triple, Triple]] = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+_CROP_RATIO = (3 / 4, 4 / 3)
+_CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How pictures reach a model. Call it with a generator for training, without one for evaluation.
+
+    Args:
+        mode: ``vilt``: shorter side to ``size``, aspect kept, sides multiples of ``multiple`` (ViLT, arXiv 2102.03334, section 4.2);
+            ``clip``: random resized crop in training, resize and centre crop in evaluation, square (CLIP, arXiv 2103.00020, section 2.5);
+            ``squash``: the whole picture to a square (SigLIP).
+        size: shorter side (``vilt``) or side of the square, in pixels.
+        multiple: patch size of the model, for ``vilt``.
+        normalize: which mean and standard deviation the model gets: ``half``, ``clip`` or ``imagenet``.
+        crop_scale: smallest and largest part of the area that the random crop of ``clip`` takes.
+        randaugment: (operations, magnitude of 30) of ViLT's RandAugment on the picture before it is resized, in training; None: none.
+        flip: mirror half of the pictures in training. Captions that speak of left and right become false.
+
+    Raises:
+        DataError: an option out of its range.
+    """
+
+    mode: Literal["vilt", "clip", "squash"] = "vilt"
+    size: int = 384
+    multiple: int = 32
+    normalize: Literal["half", "clip", "imagenet"] = "half"
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    randaugment: tuple[int, int] | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("vilt", "clip", "squash"):
+            raise DataError(f"data.image.mode={self.mode!r}; take vilt, clip or squash")
+        if self.normalize not in STATISTICS:
+            raise DataError(f"data.image.normalize={self.normalize!r}; take one of {', '.join(STATISTICS)}")
+        if self.size < 1 or self.multiple < 1 or (self.mode == "vilt" and self.size < self.multiple):
+            raise DataError(f"data.image.size={self.size} must be at least the patch size, data.image.multiple={self.multiple}")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise DataError(f"data.image.crop_scale={self.crop_scale} must be two ascending parts of 1")
+        if self.randaugment is not None and not (self.randaugment[0] >= 0 and 0 <= self.randaugment[1] <= 30):
+            raise DataError(f"data.image.randaugment={self.randaugment} must be (operations, magnitude from 0 to 30)")
+
+    @property
+    def mean(self) -> Triple:
+        return STATISTICS[self.normalize][0]
+
+    @property
+    def std(self) -> Triple:
+        return STATISTICS[self.normalize][1]
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> Tensor:
+        """The picture for the model: uint8 (3, H, W).
+
+        Args:
+            image: RGB; see ``decode.decode_image``.
+            generator: of the random draws of training; None: the fixed transform of evaluation.
+        """
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if generator is not None and self.randaugment is not None:
+            image = randaugment(image, *self.randaugment, generator)
+        if self.mode == "vilt":
+            height, width = vilt_size(image.height, image.width, self.size, self.multiple)
+            image = _resize(image, height, width)
+        elif self.mode == "squash":
+            image = _resize(image, self.size, self.size)
+        elif generator is not None:
+            image = _resize(image.crop(_random_box(image.height, image.width, self.crop_scale, generator)), self.size, self.size)
+        else:
+            image = _center(image, self.size)
+        if generator is not None and self.flip and generator.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for checkpoints."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageTransform:
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def vilt_size(height: int, width: int, size: int = 384, multiple: int = 32) -> tuple[int, int]:
+    """(height, width) that ViLT gives a picture.
+
+    The shorter side becomes ``size``, the longer one at most ``int(1333 / 800 * size)``, both are rounded half up and then floored to
+    multiples of ``multiple`` (at least one): (300, 500) -> (352, 608), so the largest grid of ViLT is 12 x 19, not the paper's 12 x 20.
+    """
+    longest = int(1333 / 800 * size)
+    scale = size / min(height, width)
+    new_height, new_width = (size, scale * width) if height < width else (scale * height, size)
+    if max(new_height, new_width) > longest:
+        shrink = longest / max(new_height, new_width)
+        new_height, new_width = new_height * shrink, new_width * shrink
+    rounded = int(new_height + 0.5), int(new_width + 0.5)
+    return max(rounded[0] // multiple, 1) * multiple, max(rounded[1] // multiple, 1) * multiple
+
+
+def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _center(image: Image.Image, size: int) -> Image.Image:
+    """Shortest side to ``size``, then the square in the middle; of a very long picture the middle is cut out first, to bound memory."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    resized = int(size * long / short)
+    if resized > 64 * size:
+        middle = short * 2
+        left, top = ((width - middle) // 2, 0) if width > height else (0, (height - middle) // 2)
+        image = image.crop((left, top, left + min(middle, width), top + min(middle, height)))
+        width, height = image.size
+        resized = int(size * max(width, height) / min(width, height))
+    image = _resize(image, size, resized) if width > height else _resize(image, resized, size)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _random_box(height: int, width: int, scale: tuple[float, float], generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a crop of random area and aspect; after ten failures the largest allowed one in the middle."""
+    ratio = (math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1]))
+    for _ in range(_CROP_TRIES):
+        area = height * width * generator.uniform(*scale)
+        aspect = math.exp(generator.uniform(*ratio))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * _CROP_RATIO[1])))
+    h = min(height, max(1, round(width / _CROP_RATIO[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -1,0 +1,190 @@
+"""Tokenizers: trained on the corpus, a transformers folder, or CLIP's; one class over the ``tokenizers`` library.
+
+A tokenizer adds its special tokens, cuts texts that are too long in front of the final special token, and says to which word each token
+belongs: ``##`` continues a word of WordPiece, a leading space (``Ġ``, ``▁``) starts one of byte-level BPE, ``</w>`` ends one of CLIP's.
+Special tokens spelt out in a caption are ordinary text, so that no caption can smuggle in a mask or an end.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmpretrain.data.errors import DataError
+from mmpretrain.types import Tokens, Vocabulary
+
+STYLES = ("wordpiece", "byte_bpe", "clip", "unigram")
+ROLES = ("pad", "mask", "cls", "sep", "unk")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Which tokenizer.
+
+    Args:
+        tokenizer: ``wordpiece`` or ``byte_bpe`` (trained on the training texts), ``clip`` (that of open_clip), or a folder with a
+            transformers tokenizer.
+        vocab_size: largest vocabulary when it is trained.
+        lowercase: of WordPiece.
+        min_frequency: a pair of pieces is merged only if it occurs so often.
+        corpus: most samples that training reads, evenly spread over the set.
+    """
+
+    tokenizer: str = "wordpiece"
+    vocab_size: int = 30522
+    lowercase: bool = True
+    min_frequency: int = 2
+    corpus: int = 1_000_000
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Args:
+        backend: JSON text of a ``tokenizers.Tokenizer`` with its post-processor.
+        style: how words are marked, one of ``STYLES``.
+        roles: role (``pad``, ``mask``, ``cls``, ``sep``, ``unk``) -> token; roles may be missing.
+        max_tokens: texts are cut to so many ids, special tokens included.
+        pad_id: the id of padding where no token has that role (CLIP pads with 0).
+        clean: repair the text and unescape HTML first, as open_clip does.
+
+    Raises:
+        DataError: a role names a token that the vocabulary lacks, or ``max_tokens`` leaves no room.
+    """
+
+    def __init__(
+        self, backend: str, style: str, roles: dict[str, str], max_tokens: int, pad_id: int | None = None, clean: bool = False
+    ) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        if style not in STYLES:
+            raise DataError(f"tokenizer: style {style!r} is not one of {', '.join(STYLES)}")
+        self.style, self.roles, self.max_tokens, self.clean = style, dict(roles), max_tokens, clean
+        self.backend = Backend.from_str(backend)
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = True
+        for role, token in self.roles.items():
+            if role not in ROLES or self.backend.token_to_id(token) is None:
+                raise DataError(f"tokenizer: its {role} token {token!r} is not in its vocabulary")
+        self.pad_id = self._id("pad") if pad_id is None else pad_id
+        if self.pad_id is None:
+            raise DataError("tokenizer: it has no padding token; add pad_token to its tokenizer_config.json")
+        if max_tokens < self.backend.num_special_tokens_to_add(False) + 1:
+            raise DataError(f"data.max_tokens={max_tokens} leaves no room for text beside the special tokens")
+        self.backend.enable_truncation(max_tokens)
+
+    def _id(self, role: str) -> int | None:
+        return self.backend.token_to_id(self.roles[role]) if role in self.roles else None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What objectives need to know of it."""
+        special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        special |= {i for role in self.roles if (i := self._id(role)) is not None}
+        return Vocabulary(self.size, self.pad_id, self._id("mask"), self._id("cls"), self._id("sep"), tuple(sorted(special)))
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return max(self.backend.get_vocab(True).values()) + 1
+
+    @cached_property
+    def _marks(self) -> np.ndarray:
+        """Per id: whether the token starts a word (for ``clip``: ends one)."""
+        marks = np.zeros(self.size, dtype=bool)
+        for token, number in self.backend.get_vocab(True).items():
+            if self.style == "wordpiece":
+                marks[number] = not token.startswith("##")
+            elif self.style == "clip":
+                marks[number] = token.endswith("</w>")
+            else:
+                marks[number] = token.startswith(("Ġ", "▁"))
+        return marks
+
+    def tokenize(self, text: str) -> Tokens:
+        """Ids with special tokens, at most ``max_tokens``, and the word of each (-1 for special tokens)."""
+        found = self.backend.encode(clean_text(text) if self.clean else text)
+        ids, words, word, starts = found.ids, [], -1, True
+        for number, special in zip(ids, found.special_tokens_mask, strict=True):
+            if special:
+                words.append(-1)
+                continue
+            mark = bool(self._marks[number])
+            if starts if self.style == "clip" else (mark or word < 0):
+                word += 1
+            starts = mark
+            words.append(word)
+        return Tokens(tuple(ids), tuple(words), text)
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of ids; without special tokens and padding unless asked."""
+        kept = [int(i) for i in ids if not (skip_special and int(i) in self.vocabulary.special)]
+        text = self.backend.decode(kept, skip_special_tokens=False)
+        return text.replace("</w>", " ").strip() if self.style == "clip" else text.strip()
+
+    def token(self, number: int) -> str:
+        """One id as people read it: no word marks."""
+        text = self.backend.id_to_token(int(number))
+        if text is None:
+            return f"<{number}>"
+        if self.style in ("byte_bpe", "clip") and number not in self.vocabulary.special:
+            return self.decode([number]) or text
+        return text.removeprefix("##").removeprefix("▁")
+
+    def with_max_tokens(self, max_tokens: int) -> Tokenizer:
+        """The same tokenizer with another limit."""
+        return Tokenizer(self._plain(), self.style, self.roles, max_tokens, self.pad_id, self.clean)
+
+    def _plain(self) -> str:
+        """The backend without truncation, as JSON text."""
+        from tokenizers import Tokenizer as Backend
+
+        copy = Backend.from_str(self.backend.to_str())
+        copy.no_truncation()
+        return copy.to_str()
+
+    def to_json(self) -> str:
+        """All of it as JSON text, for checkpoints."""
+        facts = {name: getattr(self, name) for name in ("style", "roles", "max_tokens", "pad_id", "clean")}
+        return json.dumps({"version": 1, **facts, "backend": self._plain()}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            DataError: not such a text.
+        """
+        try:
+            found = json.loads(text)
+            if found.pop("version") != 1:
+                raise DataError("tokenizer: written by a newer version of mmpretrain")
+            return cls(**found)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"tokenizer: its saved text cannot be read ({error})") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer.from_json, (self.to_json(),)
+
+    def save_transformers(self, folder: Path | str) -> None:
+        """Write the files that transformers' ``AutoTokenizer`` opens: see :mod:`mmpretrain.data.tokenizer_files`."""
+        from mmpretrain.data.tokenizer_files import save
+
+        save(self, Path(folder))
+
+
+def clean_text(text: str) -> str:
+    """open_clip's cleaning: mojibake repaired, HTML unescaped twice, white space collapsed, lower case."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
