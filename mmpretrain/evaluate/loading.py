@@ -79,20 +79,39 @@ def find(path: Path, which: str = "best") -> Path:
     if not path.is_dir():
         raise ValueError(f"{path}: no such checkpoint or run")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = sorted(file for file in folder.rglob("*.ckpt") if not any(part.startswith(".") for part in file.relative_to(folder).parts))
-    if not files:
+    named = [folder / f"{name}.ckpt" for name in (("best", "last") if which == "best" else ("last",))]
+    candidates = [file for file in named if file.is_file()] + sorted(folder.glob("step-*.ckpt"), reverse=True)
+    if not candidates:
         raise ValueError(f"{path}: holds no checkpoint (no .ckpt file in {folder})")
-    named = {name: [file for file in files if name in str(file.relative_to(folder))] for name in ("best", "last")}
-    best = named["best"] if which == "best" else []
-    return max(best or named["last"] or files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+    return candidates[0].resolve()
+
+
+def _check(file: Path) -> None:
+    """Compare the file with the manifest beside it, where there is one.
+
+    Raises:
+        ValueError: torn or altered.
+    """
+    manifest = file.with_name(f"{file.name}.json")
+    if not manifest.is_file():
+        return
+    try:
+        entry = json.loads(manifest.read_text(encoding="utf-8"))
+        known = {entry["sha256"], entry.get("previous")}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{manifest}: unreadable manifest; remove it to load the checkpoint unchecked") from None
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() not in known:
+            raise ValueError(f"{file}: does not match its manifest {manifest.name}, so it is torn or altered; take another checkpoint")
 
 
 def read(file: Path) -> dict[str, Any]:
     """The checkpoint as tensors and plain types (``weights_only=True``).
 
     Raises:
-        ValueError: unreadable, or it holds something else, which is never executed.
+        ValueError: unreadable, not what its manifest says, or holding something else, which is never executed.
     """
+    _check(file)
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -78,11 +78,9 @@ def evaluate(
 
 def sets_of(data: ShardData | Iterable[EvalSet]) -> list[EvalSet]:
     """The validation sets of a data module; sets pass through."""
-    readers = getattr(data, "val_readers", None)
-    if readers is None:
+    if not hasattr(data, "val_reader"):
         return list(data)  # type: ignore[arg-type]
-    found = readers() if callable(readers) else readers
-    return [of_reader(name, reader) for name, reader in found.items()]
+    return [of_reader(name, data.val_reader(name)) for name in data.val_sources]
 
 
 def _captioned(sample: Sample) -> bool:
