@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from mmpretrain.objectives.gather import all_rows, all_rows_with_grad
 from mmpretrain.objectives.paired import PairedObjective, weighted
 from mmpretrain.objectives.precision import full_precision, scalar, wide
 from mmpretrain.types import Score
+
+Gather = Literal["local_grad", "global_grad", "global_no_grad", "local_no_grad"]
 
 
 def _rows(logits: Tensor, labels: Tensor) -> Tensor:
@@ -34,11 +36,11 @@ class Contrastive(PairedObjective):
         scale_bounds, weight, view, after, sources, only_if_matched: see ``PairedObjective``.
     """
 
-    modes: ClassVar[tuple[str, ...]] = ("local_grad", "global_grad", "global_no_grad", "local_no_grad")
+    modes: ClassVar[tuple[str, ...]] = get_args(Gather)
 
     def __init__(
         self,
-        gather: str = "local_grad",
+        gather: Gather = "local_grad",
         scale_bounds: tuple[float, float] | None = (0.0, 4.6052),
         allow_biased: bool = False,
         *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from mmpretrain.objectives.gather import all_rows_with_grad, ring, ring_bidirect
 from mmpretrain.objectives.paired import PairedObjective, add
 from mmpretrain.objectives.precision import full_precision, scalar, wide
 from mmpretrain.types import Score
+
+Exchange = Literal["ring", "ring_bidirectional", "gather"]
 
 
 class _Chunk(torch.autograd.Function):
@@ -68,11 +70,11 @@ class Sigmoid(PairedObjective):
         weight, view, after, sources, only_if_matched: see ``PairedObjective``.
     """
 
-    modes: ClassVar[tuple[str, ...]] = ("ring", "ring_bidirectional", "gather")
+    modes: ClassVar[tuple[str, ...]] = get_args(Exchange)
 
     def __init__(
         self,
-        exchange: str = "ring",
+        exchange: Exchange = "ring",
         scale_bounds: tuple[float, float] | None = (0.0, 4.6052),
         *,
         weight: float = 1.0,

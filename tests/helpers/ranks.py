@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from helpers.objectives import keys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.objectives import keys
 from mmpretrain.nn.hidden import Paired
 from mmpretrain.objectives.contrastive import Contrastive
 from mmpretrain.objectives.paired import PairedObjective

@@ -20,7 +20,8 @@ N = 12
 
 def paired(bias: float | None = None, n: int = N, dtype: torch.dtype = torch.float64) -> Paired:
     generator = torch.Generator().manual_seed(0)
-    image, text = (F.normalize(torch.randn(n, 5, generator=generator, dtype=torch.float64), dim=-1).to(dtype).requires_grad_() for _ in "ab")
+    draw = lambda: F.normalize(torch.randn(n, 5, generator=generator, dtype=torch.float64), dim=-1)
+    image, text = (draw().to(dtype).requires_grad_() for _ in "ab")
     scale = torch.tensor([1.3], dtype=dtype, requires_grad=True)
     return Paired(image, text, scale, None if bias is None else torch.tensor([bias], dtype=dtype, requires_grad=True))
 
