@@ -12,11 +12,8 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """``$MMPRETRAIN_CACHE``, else ``$XDG_CACHE_HOME/mmpretrain``, else ``~/.cache/mmpretrain``. It may not exist yet."""
-    if named := os.environ.get("MMPRETRAIN_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "mmpretrain"
+    """``$MMPRETRAIN_CACHE``, else ``~/.cache/mmpretrain``. It may not exist yet."""
+    return Path(os.environ.get("MMPRETRAIN_CACHE") or Path.home() / ".cache" / "mmpretrain").expanduser()
 
 
 def writable(folder: Path) -> bool:

@@ -6,15 +6,14 @@ Works with a Trainer, which tells rank, world size, micro-batches and preparers,
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from mmpretrain.data import tokenizer_training
 from mmpretrain.data.collate import Collator
@@ -22,6 +21,7 @@ from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.dataset import Assembler, Source, StepDataset, ValDataset
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.loaders import StepLoader, StepSampler, default_workers
 from mmpretrain.data.plan import Plan, micro_batch, val_slices
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.sources import expand
@@ -105,6 +105,24 @@ class ShardData(pl.LightningDataModule):
         if name not in self._val:
             self._val[name] = ShardReader(expand(self.val_sources[name], "val"))
         return self._val[name]
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """The validation sets, in the order of their loaders."""
+        return tuple(self.val_sources)
+
+    @property
+    def val_readers(self) -> dict[str, ShardReader]:
+        """The samples of every validation set."""
+        return {name: self.val_reader(name) for name in self.val_sources}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch of the data."""
+        if self.plan is None:
+            self.setup("fit")
+        assert self.plan is not None
+        return self.plan.steps
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -253,38 +271,3 @@ class ShardData(pl.LightningDataModule):
         self._saved = json.loads(json.dumps(dict(state_dict)))
         if self.cursor is not None:
             self.cursor.load(self._saved)
-
-
-class StepSampler(Sampler[tuple[int, int]]):
-    """(epoch, step) from the position of the data on: the rest of its epoch, or ``limit`` steps across epochs."""
-
-    def __init__(self, cursor: Cursor, steps: int, limit: int | None) -> None:
-        self.cursor, self.steps, self.limit = cursor, steps, limit
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, step = self.cursor.epoch, self.cursor.step
-        for _ in range(self.limit if self.limit is not None else self.steps - step):
-            yield epoch, step
-            epoch, step = (epoch, step + 1) if step + 1 < self.steps else (epoch + 1, 0)
-
-
-class StepLoader(DataLoader):
-    """Lightning warns of mid-epoch checkpoints unless the loader has a state. Ours lies in the data module, so this one is empty."""
-
-    def __init__(self, dataset: Dataset, **options: Any) -> None:
-        super().__init__(dataset, **options)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Nothing to load: the data module has the position."""
-
-
-def default_workers(world: int) -> int:
-    """Decoding processes for one of ``world`` processes of this machine: its share of the cores less one, at most 8, at least 1."""
-    local = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    return max(1, min(8, len(os.sched_getaffinity(0)) // max(1, local) - 1))

@@ -1,7 +1,8 @@
 """What a user writes to name shards -> the list of tar files.
 
 A source is a folder (all ``*.tar`` in it), a tar file, a pattern with braces (``{00000..00012}``, ``{a,b}``), several of these joined by
-``::``, or the name ``scenes``: the generated set, made at first use (``scenes:val``, ``scenes:compositional``, ... name its splits).
+``::``, or the name ``scenes``: the generated set, made at first use (``scenes:val``, ``scenes:compositional``, ... name its splits;
+``scenes?n=20000&seed=1`` asks for another number of training samples or another seed).
 ``~`` and ``${VARIABLE}`` are expanded. Nothing is ever run: ``pipe:`` and other schemes are refused.
 """
 
@@ -19,6 +20,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:(//)?")
+_SCENES = re.compile(r"scenes($|:(?!:)|\?)")
 _MOST = 1_000_000  # shards of one pattern
 
 
@@ -45,8 +47,8 @@ def expand(sources: str | Sequence[str], split: str = "train") -> tuple[Path, ..
 
 
 def _expand_one(text: str, split: str) -> list[Path]:
-    if text == "scenes" or text.startswith("scenes:"):
-        return _scenes(text.partition(":")[2] or split)
+    if _SCENES.match(text):
+        return _scenes(text.removeprefix("scenes").removeprefix(":"), split)
     if not text:
         raise DataError("data: an empty source; name a folder of .tar shards, a tar file, or 'scenes'")
     text = _VARIABLE.sub(_variable, text)
@@ -76,13 +78,26 @@ def _files(path: Path, text: str) -> list[Path]:
     raise DataError(f"data: {path} does not exist" + (f" (from {text!r})" if str(path) != text else "") + "; check the path")
 
 
-def _scenes(split: str) -> list[Path]:
+def _scenes(text: str, split: str) -> list[Path]:
+    """``[SPLIT][?n=N&seed=S&size=P]`` of the generated set."""
     from mmpretrain.data_tools import scenes
 
-    made = scenes.embedded()
-    if split not in made:
-        raise DataError(f"data: 'scenes' has no split {split!r}; it has {', '.join(sorted(made))}")
-    return _files(Path(made[split]), f"scenes:{split}")
+    named, _, options = text.partition("?")
+    wanted: dict[str, int] = {}
+    for option in filter(None, options.split("&")):
+        name, _, value = option.partition("=")
+        if name not in ("n", "seed", "size") or not value.isdigit():
+            raise DataError(
+                f"data: 'scenes' has the options n, seed and size, each a number, not {option!r}; such as 'scenes?n=20000&seed=1'"
+            )
+        wanted[name] = int(value)
+    try:
+        made = scenes.embedded(**wanted)
+    except ValueError as error:
+        raise DataError(f"data: scenes?{options}: {error}") from None
+    if (named or split) not in made:
+        raise DataError(f"data: 'scenes' has no split {named!r}; it has {', '.join(sorted(made))}")
+    return _files(Path(made[named or split]), f"scenes:{named or split}")
 
 
 def braces(text: str) -> Iterator[str]:
