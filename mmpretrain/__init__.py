@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmpretrain.evaluate.pretrained import Pretrained, load
+    from mmpretrain.evaluate.loading import load
+    from mmpretrain.evaluate.pretrained import Pretrained
 
 __all__ = ["Pretrained", "__version__", "load"]
 
@@ -35,10 +36,14 @@ def _version() -> str:
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    if name in ("load", "Pretrained"):
-        from mmpretrain.evaluate import pretrained
+    if name == "load":
+        from mmpretrain.evaluate.loading import load
 
-        return getattr(pretrained, name)
+        return load
+    if name == "Pretrained":
+        from mmpretrain.evaluate.pretrained import Pretrained
+
+        return Pretrained
     raise AttributeError(f"module 'mmpretrain' has no attribute {name!r}")
 
 

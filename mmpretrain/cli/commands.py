@@ -1,0 +1,189 @@
+"""``evaluate``, ``embed``, ``export``, ``report`` and ``data``: thin commands over the functions that do the work, imported when needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mmpretrain.cli.errors import EXIT_USER, UserError, nearest, show
+
+if TYPE_CHECKING:
+    from mmpretrain.evaluate.samples import EvalSet
+
+MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot")
+
+
+class OneLine(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line; unknown options name the nearest."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        if message.startswith("unrecognized arguments: "):
+            word = message.removeprefix("unrecognized arguments: ").split()[0]
+            message = f"unknown option '{word}'.{nearest(word.split('=')[0], known)}"
+        sys.exit(show(f"{self.prog.removeprefix('mmpretrain ')}: {message.rstrip('.')}. See {self.prog} --help"))
+
+
+def guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a function of the suite; what it refuses (ValueError, a missing file) becomes one line for the user."""
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UserError(*error.args) if isinstance(error, ValueError) else UserError(f"{error.strerror}: {error.filename}") from error
+
+
+def checkpoint(text: str) -> Path:
+    """A checkpoint file of what the user named: a file, or a run folder (its ``last``)."""
+    from mmpretrain.cli.resume import find_checkpoint
+
+    return find_checkpoint(text)
+
+
+def named_sets(sources: Sequence[str], pretrained: Any) -> list[EvalSet]:
+    """``NAME=SOURCE`` or ``SOURCE`` for each; without any, the validation sets of the checkpoint's configuration."""
+    from mmpretrain.evaluate.samples import open_set
+
+    if not sources:
+        configured = ((pretrained.config.get("data") or {}).get("val")) or {}
+        if not configured:
+            raise UserError("the checkpoint names no validation set; give --data NAME=SOURCE")
+        return [open_set(name, source) for name, source in configured.items()]
+    found = []
+    for text in sources:
+        name, equals, source = text.partition("=")
+        if not equals:
+            name, source = Path(text.replace(":", "_")).name, text
+        found.append(open_set(name, source))
+    return found
+
+
+def evaluate(argv: list[str]) -> int:
+    parser = OneLine(prog="mmpretrain evaluate", description="Measure a checkpoint: retrieval, matching, masked words, zero-shot classification.")
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run (its last checkpoint)")
+    parser.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="shards; default: the run's validation sets")
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="default: all that fit the checkpoint and the data")
+    parser.add_argument("--limit", type=int, help="at most so many samples, evenly spread over each set")
+    parser.add_argument("--weights", choices=("raw", "ema"), default=None, help="default: the average where there is one")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
+    options = parser.parse_args(argv[1:])
+    return guarded(_evaluate, options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+
+    from mmpretrain.evaluate import suite
+    from mmpretrain.evaluate.result import rows
+
+    pretrained = _load(options.checkpoint, options.weights)
+    limits = suite.Limits().at_most(options.limit)
+    results = suite.evaluate(pretrained, named_sets(options.data, pretrained), options.only or MEASUREMENTS, limits)
+    suite.show(results)
+    if options.out:
+        options.out.write_text(json.dumps({"checkpoint": pretrained.source, "rows": rows(results)}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _load(text: str, weights: str | None = None) -> Any:
+    import mmpretrain
+
+    path = checkpoint(text)
+    return mmpretrain.load(path) if weights is None else mmpretrain.load(path, weights=weights)
+
+
+def embed(argv: list[str]) -> int:
+    parser = OneLine(prog="mmpretrain embed", description="Write the vectors of images and first captions of a set. Resumable.")
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run (its last checkpoint)")
+    parser.add_argument("--data", required=True, metavar="SOURCE", help="a folder of shards, a tar file, a pattern, or scenes:val")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.parquet|npz")
+    parser.add_argument("--part-size", type=int, default=1024, help="samples per part; an interruption loses at most one part")
+    options = parser.parse_args(argv[1:])
+    return guarded(_embed, options)
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from mmpretrain.evaluate.embed import embed as write
+
+    pretrained = _load(options.checkpoint)
+    (data,) = named_sets([f"data={options.data}"], pretrained)
+    print(write(pretrained, data, options.out, part_size=options.part_size, progress=sys.stderr.isatty()))
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    parser = OneLine(prog="mmpretrain export", description="Write a folder for another library, re-load it there and compare outputs.")
+    parser.add_argument("run", help="a checkpoint, or the folder of a run (its last checkpoint)")
+    parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm"))
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    options = parser.parse_args(argv[1:])
+    return guarded(_export, options)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mmpretrain.weights.export import export as write
+
+    print(write(_load(options.run), options.to, options.out))
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    parser = OneLine(prog="mmpretrain report", description="Write the HTML page of a run; one file that opens without network.")
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("--out", type=Path, help="default: report.html in the folder of the run")
+    parser.add_argument("--wandb", action="store_true", help="write the definition of a W&B report instead")
+    options = parser.parse_args(argv[1:])
+    return guarded(_report, options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    if options.wandb:
+        from mmpretrain.report.wandb import write_definition
+
+        print(write_definition(options.run, options.out))
+        return 0
+    from mmpretrain.report.page import write_report
+
+    print(write_report(options.run, options.out))
+    return 0
+
+
+def data(argv: list[str]) -> int:
+    parser = OneLine(prog="mmpretrain data", description="Generate scenes, index and check shards.")
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", parser_class=OneLine)
+    scenes = commands.add_parser("scenes", help="write generated scenes as shards", description="The same seed gives the same scenes everywhere.")
+    scenes.add_argument("--out", required=True, type=Path, metavar="DIR")
+    scenes.add_argument("--n", required=True, type=int, help="samples")
+    scenes.add_argument("--seed", type=int, default=0)
+    scenes.add_argument("--split", choices=("train", "val", "compositional"), default="train")
+    scenes.add_argument("--shard-size", type=int, default=512, help="samples of one tar file")
+    index = commands.add_parser("index", help="make or refresh the index of shards, checking every member")
+    index.add_argument("shards", nargs="+", help="folders, tar files or patterns")
+    options = parser.parse_args(argv[1:])
+    if options.what is None:
+        parser.print_help(sys.stderr)
+        return EXIT_USER
+    return guarded({"scenes": _scenes, "index": _index}[options.what], options)
+
+
+def _scenes(options: argparse.Namespace) -> int:
+    from mmpretrain.data_tools.scenes import write
+
+    if options.n < 1 or options.shard_size < 1:
+        raise UserError("--n and --shard-size must be at least 1")
+    print(write(options.out, options.n, options.seed, options.split, shard_size=options.shard_size, progress=sys.stderr.isatty()))
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    from mmpretrain.data.index import fingerprint, open_indexes
+    from mmpretrain.data.sources import expand
+
+    paths = expand(options.shards)
+    indexes = open_indexes(paths)
+    for path, found in zip(paths, indexes, strict=True):
+        print(f"{path}: {len(found)} samples")
+    print(f"{sum(len(found) for found in indexes)} samples in {len(paths)} shards, fingerprint {fingerprint(indexes)[:16]}")
+    return 0

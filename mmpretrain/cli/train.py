@@ -1,0 +1,223 @@
+"""``mmpretrain fit | validate | test | predict``: LightningCLI over ``Pretrain`` and ``ShardData``, with our layers below it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from mmpretrain.cli import resume
+from mmpretrain.cli.errors import UserError, show
+from mmpretrain.cli.layering import Layers, layer
+from mmpretrain.cli.parser import Parser, Refused, typed_keys
+from mmpretrain.cli.progress import Bar
+from mmpretrain.cli.summary import Final, finish
+from mmpretrain.data.module import ShardData
+from mmpretrain.train import run_dir
+from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsdp2 and its like known to --trainer.strategy
+from mmpretrain.train.callbacks import Metrics, Watchdog
+from mmpretrain.train.checkpoint import Checkpoints
+from mmpretrain.train.measure import Measure
+from mmpretrain.train.module import Pretrain
+from mmpretrain.train.panels import Panels
+from mmpretrain.train.signals import Preemption
+from mmpretrain.train.trainer import Trainer
+
+SKIP = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+    "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+    "test": {"model", "dataloaders", "datamodule", "weights_only"},
+    "predict": {"model", "dataloaders", "datamodule", "weights_only"},
+}
+SETUP_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, MisconfigurationException)
+
+
+class Began(pl.Callback):
+    """Notes that set-up is over: errors after that keep their traceback."""
+
+    def __init__(self) -> None:
+        self.yes = False
+
+    def _note(self, *args: Any, **kwargs: Any) -> None:
+        self.yes = True
+
+    on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _note
+
+
+class CLI(LightningCLI):
+    """One command, parsed and instantiated; ``execute`` runs it.
+
+    Args:
+        command: fit, validate, test or predict.
+        layers: the resolved files.
+        options: dotted options as typed, without ``--config``.
+        recipe: what the run is called.
+        resumed: the checkpoint that the run continues from.
+    """
+
+    def __init__(self, command: str, layers: Layers, options: list[str], recipe: str = "run", resumed: Path | None = None) -> None:
+        self.command, self.layers, self.recipe, self.resumed = command, layers, recipe, resumed
+        self.began, self.final, self.run = Began(), Final(), None
+        self.typed = typed_keys(options)
+        Parser.origin = layers.origin
+        text = ["--config", yaml.safe_dump(layers.config, sort_keys=False)] if layers.config else []
+        super().__init__(
+            Pretrain,
+            ShardData,
+            save_config_callback=None,
+            trainer_class=Trainer,
+            trainer_defaults={"callbacks": [Metrics(), self.began, Bar(), Preemption(), self.final]},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "mmpretrain", "description": "Vision-and-language pre-training."},
+            parser_class=Parser,
+            args=[command, *text, *options],
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """Only the command that is run: the help of the others costs seconds."""
+        return {self.command: SKIP[self.command]}
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:
+        for key, kind in (("checkpoints", Checkpoints), ("measure", Measure), ("panels", Panels), ("watchdog", Watchdog)):
+            parser.add_lightning_class_args(kind, key)
+
+    def parse_arguments(self, parser: Parser, args: list[str]) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets the checkpoint win over what was typed; here it is the lowest layer (``layers``)."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing yet: ``execute`` runs it, after the set-up is known to be sound."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.command]
+        for part in ("model", "data"):  # one seed for everything, unless a part has its own
+            if f"{part}.seed" not in self.layers.origin and f"{part}.seed" not in self.typed:
+                config[part]["seed"] = int(config["seed_everything"])
+        self._dump_config()
+        self.resolved = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
+        if self.command == "fit":
+            self.run = self._run_dir(config)
+            config.trainer.default_root_dir = str(self.run)
+        if self._wants_meta(config.trainer.strategy):
+            self.parser.add_instantiator(_on_meta, torch.nn.Module, subclasses=True)
+
+    def _run_dir(self, config: Any) -> Path:
+        """The folder of the run: that of the checkpoint on resume, a new one otherwise, the same on every rank."""
+        inside = self.resumed.parent.parent if self.resumed is not None and self.resumed.parent.name == "checkpoints" else None
+        if inside is not None and "trainer.default_root_dir" not in self.typed:
+            os.environ[run_dir.VARIABLE] = str(inside.resolve())
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and run_dir.VARIABLE not in os.environ:
+            raise UserError(f"a launcher started this process: set {run_dir.VARIABLE} to one folder for all ranks")
+        return run_dir.create(config.trainer.default_root_dir or "runs", self.recipe)
+
+    @staticmethod
+    def _wants_meta(strategy: Any) -> bool:
+        """Whether parameters are to be born on the meta device, because the strategy shards them."""
+        if isinstance(strategy, str):
+            found = StrategyRegistry.get(strategy)["strategy"] if strategy in StrategyRegistry else None
+        else:
+            found = type(strategy)
+            path = strategy.get("class_path") if hasattr(strategy, "get") else None
+            if path:
+                module, _, name = path.rpartition(".")
+                found = getattr(sys.modules.get(module), name, None)
+        return isinstance(found, type) and issubclass(found, ModelParallelStrategy)
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        self.model.config = self.resolved
+
+    def execute(self) -> int:
+        """Run the command; returns the exit code."""
+        if self.run is not None and self.trainer.is_global_zero:
+            run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False))
+        getattr(self.trainer, self.command)(**self._prepare_subcommand_kwargs(self.command))
+        if self.run is not None and self.trainer.is_global_zero:
+            finish(self.trainer, self.run, self.final)
+        return 0
+
+
+def _on_meta(kind: type, *args: Any, **kwargs: Any) -> Any:
+    """Instantiate a module without memory for its parameters; the LightningModule itself is real."""
+    if issubclass(kind, pl.LightningModule):
+        return kind(*args, **kwargs)
+    with torch.device("meta"):
+        return kind(*args, **kwargs)
+
+
+def split_config(words: list[str]) -> tuple[list[str], list[str]]:
+    """(values of ``--config`` and ``-c`` in order, the other words)."""
+    files, others = [], []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "-c"):
+            others.append(word)
+        elif equals:
+            files.append(value)
+        elif index < len(words):
+            files.append(words[index])
+            index += 1
+        else:
+            raise UserError("--config needs the name of a file, for example --config vilt.yaml")
+    return files, others
+
+
+def with_checkpoint(options: list[str], path: Path) -> list[str]:
+    """``options`` with ``--ckpt_path`` replaced by the file that it stands for."""
+    kept, skip = [], False
+    for word in options:
+        if skip:
+            skip = False
+        elif word == "--ckpt_path":
+            skip = True
+        elif not word.startswith("--ckpt_path="):
+            kept.append(word)
+    return [*kept, "--ckpt_path", str(path)]
+
+
+def prepare(command: str, words: list[str]) -> CLI:
+    """Everything before the first step: layers, parsing, objects. On resume the checkpoint's configuration is the lowest layer."""
+    files, options = split_config(words)
+    saved: Mapping[str, Any] = {}
+    path = None
+    named = typed_keys(options).get("ckpt_path") or layer(files).config.get("ckpt_path")
+    if named and not {"-h", "--help"} & set(options):
+        path = resume.find_checkpoint(named)
+        saved = resume.saved_config(path)
+        options = with_checkpoint(options, path)
+    recipe = Path(files[0]).stem if files else path.resolve().parent.parent.name if path is not None else "run"
+    cli = CLI(command, layer(files, below=saved), options, recipe, path)
+    if saved:
+        for difference in resume.differences(cli.resolved, saved):
+            print(f"mmpretrain: {resume.shown(difference)}", file=sys.stderr)
+    return cli
+
+
+def run(argv: list[str]) -> int:
+    """The command ``argv[0]``; returns the exit code."""
+    cli: CLI | None = None
+    try:
+        cli = prepare(argv[0], argv[1:])
+        return cli.execute()
+    except Refused as error:
+        return show(str(error))
+    except SETUP_ERRORS as error:
+        if cli is not None and cli.began.yes:
+            raise
+        return show(error)
