@@ -63,26 +63,13 @@ def _versions(environment: Mapping[str, Any]) -> str | None:
 
 
 def _machine(environment: Mapping[str, Any]) -> str | None:
-    machine = environment.get("machine", environment.get("hardware"))
-    if isinstance(machine, Mapping):
-        wanted = (
-            "summary",
-            "accelerator",
-            "gpu",
-            "gpus",
-            "cpu",
-            "cpu_model",
-            "processor",
-            "cores",
-            "cpus",
-            "cpu_count",
-            "memory",
-            "memory_gib",
-        )
-        shown = {key: machine[key] for key in wanted if machine.get(key)}
-        units = {"cores": "cores", "cpus": "cores", "cpu_count": "cores", "memory_gib": "GiB"}
-        return ", ".join(f"{value} {units[key]}" if key in units else str(value) for key, value in shown.items()) or None
-    return str(machine) if machine else None
+    machine = environment.get("machine", environment)
+    if not isinstance(machine, Mapping):
+        return str(machine)
+    found = [machine[key] for key in ("cuda", "accelerator", "processor", "cpu") if machine.get(key)]
+    named = [", ".join(str(item) for item in value) if isinstance(value, list) else str(value) for value in found]
+    sizes = [f"{machine[key]} {unit}" for key, unit in (("cores", "cores"), ("memory_gib", "GiB")) if machine.get(key)]
+    return ", ".join(named + sizes) or None
 
 
 def table(environment: Mapping[str, Any]) -> Html:

@@ -172,8 +172,8 @@ def _curves(made: list[curves.Chart]) -> Html:
         tag(
             "label",
             "smoothing ",
-            tag("input", type="range", min=0, max=0.98, step=0.02, value=0.6, id="smooth"),
-            tag("output", "0.60", for_="smooth"),
+            tag("input", type="range", min=0, max=0.98, step=0.02, value=0.8, id="smooth"),
+            tag("output", "0.80", for_="smooth"),
         ),
         tag("label", tag("input", type="checkbox", id="log"), " log scale"),
         tag("label", tag("input", type="checkbox", id="clock"), " minutes instead of steps"),

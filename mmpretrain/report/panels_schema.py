@@ -72,14 +72,14 @@ class WordMap(NamedTuple):
 
     word: str
     weights: tuple[tuple[float, ...], ...]  # (rows, columns) of the patch grid, divided by the largest
-    share: float  # of the plan's mass that the strongest patch takes, in [0, 1]
-    overlay: str | None = None  # the map painted over the image
+    share: float  # of the word's mass that its strongest patch takes, in [0, 1]
 
 
 class AlignmentExample(NamedTuple):
     image: str
     text: str
     words: tuple[WordMap, ...]
+    strip: str | None = None  # all maps painted over the image, one after another
 
 
 class AlignmentPanel(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,9 +86,8 @@ class Run:
     @property
     def name(self) -> str:
         """The recipe: the folder's name without date and time."""
-        parts = self.path.resolve().name.rsplit("-", 2)
-        dated = len(parts) == 3 and len(parts[1]) == 8 and parts[1].isdigit() and parts[2].isdigit()
-        return parts[0] if dated else self.path.resolve().name
+        folder = self.path.resolve().name
+        return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", folder) or folder
 
     @property
     def config_text(self) -> str | None:

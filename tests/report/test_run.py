@@ -70,7 +70,8 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "name"), [("vilt-20260101-120000", "vilt"), ("clip-b-32-20260101-120000", "clip-b-32"), ("mine", "mine")]
+    ("folder", "name"),
+    [("vilt-20260101-120000", "vilt"), ("clip-b-32-20260101-120000", "clip-b-32"), ("vilt-20260101-120000-1", "vilt"), ("mine", "mine")],
 )
 def test_the_recipe_is_the_name_without_date(tmp_path: Path, folder: str, name: str) -> None:
     (tmp_path / folder).mkdir()

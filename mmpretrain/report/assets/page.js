@@ -34,7 +34,7 @@
 
   // Curves.
   const NS = "http://www.w3.org/2000/svg", HEIGHT = 190, PAD = { left: 52, right: 12, top: 10, bottom: 24 };
-  const state = { smooth: 0.6, log: false, clock: false, hover: null };
+  const state = { smooth: 0.8, log: false, clock: false, hover: null };
   const make = (parent, name, attributes, text) => {
     const node = document.createElementNS(NS, name);
     for (const key in attributes) node.setAttribute(key, attributes[key]);

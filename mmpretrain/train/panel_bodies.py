@@ -1,0 +1,166 @@
+"""From a batch and a model to the bodies of panels. Nothing here knows of files, loggers or ranks.
+
+``forward(batch, names)`` gives the hidden states that the named objective reads; every rank calls these functions alike, so that a
+sharded model is entered by all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmpretrain.nn.hidden import Paired
+from mmpretrain.report.panels_schema import (
+    AlignmentExample,
+    AlignmentPanel,
+    Guess,
+    Hit,
+    MaskedExample,
+    MaskedPanel,
+    Query,
+    RetrievalPanel,
+    Word,
+    WordMap,
+)
+from mmpretrain.types import Batch
+
+Forward = Callable[[Batch, str], Any]  # (batch, name of an objective) -> the hidden states of its view
+PAIRS = 64  # pairs of one forward of a fusion model
+TOP = 5
+WORDS = 14  # heat maps of one picture
+
+
+class Shown(NamedTuple):
+    """What people see of the samples of a batch."""
+
+    pictures: tuple[str, ...]  # a path for each sample, as it will stand in the JSON
+    tokens: tuple[tuple[tuple[str, bool], ...], ...]  # (text, glued to the previous) of every token; "" for special ones
+
+
+def select(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some samples of a batch, in the given order, repeats allowed, padded to their own maximum; targets are left out."""
+    device = batch.draw_keys_B.device
+    index = torch.tensor(list(rows), dtype=torch.int64, device=device)
+    text, image = batch.text, batch.image
+    if text is not None:
+        lengths = tuple(text.lengths[i] for i in rows)
+        cut = lambda x: None if x is None else x.index_select(0, index)[:, : max(lengths)]
+        text = text._replace(ids_BT=cut(text.ids_BT), lengths=lengths, words_BT=cut(text.words_BT), segments_BT=cut(text.segments_BT))
+    if image is not None:
+        sizes = tuple(image.sizes[i] for i in rows)
+        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+        image = image._replace(pixels_BCHW=image.pixels_BCHW.index_select(0, index)[:, :, :height, :width], sizes=sizes)
+    matched = None if batch.matched_B is None else batch.matched_B.index_select(0, index)
+    keys = tuple(batch.keys[i] for i in rows)
+    return Batch(keys, batch.draw_keys_B.index_select(0, index), text, image, matched)
+
+
+def tokens(batch: Batch, piece: Callable[[int], str], special: Sequence[int]) -> tuple[tuple[tuple[str, bool], ...], ...]:
+    """Every token of every text as (text, glued); tokens of one word (``Text.words_BT``) are glued together. ``piece`` spells an id."""
+    ids, lengths = batch.text.ids_BT.tolist(), batch.text.lengths
+    words = ids if batch.text.words_BT is None else batch.text.words_BT.tolist()
+    glue = batch.text.words_BT is not None
+    made = []
+    for row, word, length in zip(ids, words, lengths, strict=True):
+        spelt = []
+        for t in range(length):
+            glued = glue and t > 0 and word[t] >= 0 and word[t] == word[t - 1]
+            spelt.append(("" if row[t] in special else piece(row[t]), glued))
+        made.append(tuple(spelt))
+    return tuple(made)
+
+
+def sentence(spelt: Sequence[tuple[str, bool]]) -> str:
+    """A text from its tokens."""
+    return "".join(text if glued else f" {text}" for text, glued in spelt if text).strip()
+
+
+def retrieval(
+    batch: Batch, shown: Shown, name: str, score: Callable[[Any], Tensor] | None, forward: Forward, queries: int
+) -> RetrievalPanel:
+    """All texts against all images of the batch.
+
+    Args:
+        batch: with text and image, pairs that match.
+        name: the objective whose states are read.
+        score: log-odds of a match from fused states; None for paired states.
+        queries: how many are kept each way.
+    """
+    n = batch.size
+    if score is None:
+        hidden: Paired = forward(batch, name)
+        scores_nn = (hidden.image_BE.float() @ hidden.text_BE.float().T).cpu()
+    else:
+        parts = []
+        for start in range(0, n * n, PAIRS):
+            pairs = [divmod(p, n) for p in range(start, min(start + PAIRS, n * n))]
+            images, texts = select(batch, [i for i, _ in pairs]), select(batch, [t for _, t in pairs])
+            parts.append(score(forward(images._replace(text=texts.text), name)).float().cpu())
+        scores_nn = torch.cat(parts).view(n, n)
+    if not bool(torch.isfinite(scores_nn).all()):
+        raise ValueError("the scores of the retrieval gallery are not finite")
+    texts = [sentence(spelt) for spelt in shown.tokens]
+    right_nn = torch.tensor([[i == t or texts[i] == texts[t] for t in range(n)] for i in range(n)])  # equal captions are equally right
+    found = [_query(scores_nn[:, t], right_nn[:, t], None, shown.pictures)._replace(text=texts[t]) for t in range(min(n, queries))]
+    named = [_query(scores_nn[i], right_nn[i], texts, None)._replace(image=shown.pictures[i]) for i in range(min(n, queries))]
+    return RetrievalPanel(tuple(found), tuple(named), n, n, "cosine" if score is None else "itm")
+
+
+def _query(scores_n: Tensor, right_n: Tensor, texts: Sequence[str] | None, pictures: Sequence[str] | None) -> Query:
+    order = scores_n.argsort(descending=True, stable=True).tolist()
+    rank = next(place for place, i in enumerate(order, 1) if right_n[i])
+    hits = [
+        Hit(bool(right_n[i]), round(float(scores_n[i]), 4), None if texts is None else texts[i], None if pictures is None else pictures[i])
+        for i in order[:TOP]
+    ]
+    return Query(tuple(hits), rank)
+
+
+def masked(batch: Batch, shown: Shown, objective: Any, piece: Callable[[int], str], forward: Forward) -> MaskedPanel:
+    """Masked words of every text in which one was hidden, with the best guesses of ``objective`` (an ``MLM``)."""
+    corrupted = objective.corrupt(batch, {})
+    guesses = objective.predict(forward(corrupted, objective.name), corrupted, k=TOP)
+    examples = []
+    for i, (found, spelt) in enumerate(zip(guesses, shown.tokens, strict=True)):
+        by_slot = {
+            guess.slot: tuple(Guess(piece(t), round(p, 4)) for t, p in zip(guess.ids, guess.probabilities, strict=True)) for guess in found
+        }
+        words = [Word(text, by_slot.get(slot, ()), glued) for slot, (text, glued) in enumerate(spelt) if text]
+        if any(word.guesses for word in words):
+            examples.append(MaskedExample(tuple(words), shown.pictures[i] if shown.pictures else None))
+    return MaskedPanel(tuple(examples))
+
+
+def alignment(batch: Batch, shown: Shown, objective: Any, patch_size: int, forward: Forward) -> AlignmentPanel:
+    """Where each word lands, by the transport plan of ``objective`` (a ``WPA``). The pieces of one word are added up."""
+    plans = objective.plan(forward(batch, objective.name))
+    examples = []
+    for i, plan_TV in enumerate(plans):
+        height, width = batch.image.sizes[i]
+        rows, columns = height // patch_size, width // patch_size
+        if rows * columns != plan_TV.shape[1]:
+            raise ValueError(
+                f"{plan_TV.shape[1]} patches cannot be laid out on an image of {height} x {width} with patches of {patch_size}"
+            )
+        maps = _word_maps(plan_TV.float().cpu(), shown.tokens[i][1 : 1 + plan_TV.shape[0]], rows, columns)
+        examples.append(AlignmentExample(shown.pictures[i], sentence(shown.tokens[i]), maps))
+    return AlignmentPanel(tuple(examples))
+
+
+def _word_maps(plan_TV: Tensor, spelt: Sequence[tuple[str, bool]], rows: int, columns: int) -> tuple[WordMap, ...]:
+    words: list[tuple[str, Tensor]] = []
+    for (text, glued), mass_V in zip(spelt, plan_TV, strict=True):
+        if glued and words:
+            words[-1] = (words[-1][0] + text, words[-1][1] + mass_V)
+        elif text:
+            words.append((text, mass_V))
+    maps = []
+    for text, mass_V in words[:WORDS]:
+        peak, total = float(mass_V.max()), float(mass_V.sum())
+        grid = (mass_V / peak if peak > 0 else mass_V).view(rows, columns)
+        weights = tuple(tuple(round(float(v), 3) for v in line) for line in grid)
+        maps.append(WordMap(text, weights, round(peak / total, 4) if total > 0 else 0.0))
+    return tuple(maps)

@@ -1,0 +1,178 @@
+"""Panels people look at: retrieval galleries, masked words with the predicted ones, word-patch heat maps over the image.
+
+At a validation the callback takes the first samples of the first loader, and writes ``panels/<step>/<name>.json`` with the pictures; the
+report page and W&B show them. Every rank computes (a sharded model must be entered by all), rank 0 writes. A panel that fails is
+reported once and never stops training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+
+from mmpretrain.report import panels_schema as schema
+from mmpretrain.report.run import PANELS
+from mmpretrain.train import dashboard, panel_bodies, panel_pictures
+from mmpretrain.types import Batch
+
+# What a picture of a half-trained model may run into; anything else is a defect of the program and is seen.
+EXPECTED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OSError, ArithmeticError)
+
+
+class Panels(pl.Callback):
+    """Write panels at validations.
+
+    Args:
+        every: at every so many validations, the last one of training included.
+        samples: of the first validation batch. A fusion model scores samples x samples pairs.
+        queries: retrieval queries shown each way.
+        folder: the run directory; ``trainer.default_root_dir`` if None.
+    """
+
+    def __init__(self, every: int = 1, samples: int = 12, queries: int = 6, folder: str | Path | None = None) -> None:
+        if every < 1 or samples < 2 or queries < 1:
+            raise ValueError(f"Panels: every={every} and queries={queries} must be at least 1, samples={samples} at least 2")
+        self.every, self.samples, self.queries = every, samples, queries
+        self.folder = None if folder is None else Path(folder)
+        self._seen = 0
+        self._batch: Batch | None = None
+        self._reported: set[str] = set()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batch = None
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._batch is None and dataloader_idx == 0 and isinstance(batch, Batch) and not trainer.sanity_checking:
+            true = range(batch.size) if batch.matched_B is None else batch.matched_B.nonzero().flatten().tolist()
+            rows = list(true)[: self.samples]
+            self._batch = panel_bodies.select(batch, rows) if len(rows) > 1 else None
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        batch, self._batch = self._batch, None
+        if trainer.sanity_checking:
+            return
+        self._seen += 1
+        if (self._seen - 1) % self.every and not _last(trainer):
+            return
+        # every rank or none: a sharded forward waits for the others
+        if not trainer.strategy.reduce_boolean_decision(batch is not None, all=True) or batch is None:
+            return
+        with _quiet(trainer, pl_module):
+            self._write(trainer, pl_module, batch)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch) -> None:
+        run, step = self.folder or Path(trainer.default_root_dir), trainer.global_step
+        folder = run / PANELS / str(step)
+        shown, sources = self._guard("pictures", lambda: self._show(trainer, pl_module, batch, run)) or (None, {})
+        for kind, make in self._makers(pl_module, batch, shown).items() if shown is not None else ():
+            body = self._guard(kind, make)
+            if body is not None and trainer.is_global_zero:
+                self._guard(kind, lambda kind=kind, body=body: _keep(trainer, folder, schema.Panel(kind, step, body), sources))
+
+    def _guard(self, kind: str, act: Callable[[], Any]) -> Any:
+        """``act()``, or None after a failure, which is reported once for each kind of panel."""
+        try:
+            return act()
+        except EXPECTED as error:
+            if kind not in self._reported:
+                self._reported.add(kind)
+                rank_zero_warn(f"the panel {kind!r} could not be made, training goes on: {type(error).__name__}: {error}")
+            return None
+
+    def _show(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, run: Path) -> tuple[panel_bodies.Shown, dict[str, Image.Image]]:
+        """What is seen of the samples; pictures are written by rank 0 only."""
+        pictures: list[str] = []
+        sources: dict[str, Image.Image] = {}
+        for i in range(batch.size if batch.image is not None and trainer.is_global_zero else 0):
+            height, width = batch.image.sizes[i]
+            picture = panel_pictures.thumbnail(batch.image.pixels_BCHW[i, :, :height, :width], batch.image.mean, batch.image.std)
+            name = f"../images/{panel_pictures.store(picture, run / PANELS / 'images')}"
+            pictures.append(name)
+            sources[name] = picture
+        if batch.image is not None and not pictures:
+            pictures = [""] * batch.size
+        spelt = () if batch.text is None else panel_bodies.tokens(batch, _piece(trainer), pl_module.vocabulary.special)
+        return panel_bodies.Shown(tuple(pictures), spelt), sources
+
+    def _makers(self, pl_module: Any, batch: Batch, shown: panel_bodies.Shown) -> dict[str, Callable[[], Any]]:
+        """The panels that this model, these objectives and this batch allow, alike on every rank."""
+        root, makers = pl_module.root, {}
+
+        def forward(part: Batch, name: str) -> Any:
+            return root(part, [name], "hidden")[root.objectives[name].view]
+
+        def first(kind: str, method: str | None = None) -> Any | None:
+            fitting = (o for o in root.objectives.values() if o.kind == kind and (method is None or callable(getattr(o, method, None))))
+            return next(fitting, None)
+
+        both = batch.text is not None and batch.image is not None
+        matcher, paired, words, planner = first("fused", "score"), first("paired"), first("fused", "predict"), first("fused", "plan")
+        chosen = paired or matcher
+        if both and chosen is not None:
+            score = None if paired is not None else matcher.score
+            makers["retrieval"] = lambda: panel_bodies.retrieval(batch, shown, chosen.name, score, forward, self.queries)
+        if batch.text is not None and words is not None:
+            makers["masked"] = lambda: panel_bodies.masked(batch, shown, words, _piece(pl_module.trainer), forward)
+        if both and planner is not None and root.model.spec.patch_size:
+            part = panel_bodies.select(batch, range(min(batch.size, self.queries)))
+            side = root.model.spec.patch_size
+            makers["alignment"] = lambda: panel_bodies.alignment(part, shown, planner, side, forward)
+        return makers
+
+
+def _last(trainer: pl.Trainer) -> bool:
+    return bool(trainer.should_stop) or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
+
+
+def _piece(trainer: pl.Trainer) -> Callable[[int], str]:
+    """Text of a token id, by the data module's tokenizer."""
+    return trainer.datamodule.tokenizer.token
+
+
+@contextmanager
+def _quiet(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """Evaluation mode, no gradients, the run's precision; each module is back in its own mode afterwards."""
+    training = [module for module in pl_module.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _keep(trainer: pl.Trainer, folder: Path, panel: schema.Panel, sources: dict[str, Image.Image]) -> None:
+    """Write a panel with its contact sheets, and show it on the dashboard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    body, sheets = panel.body, []
+    if isinstance(body, schema.AlignmentPanel):
+        examples = []
+        for i, example in enumerate(body.examples):
+            maps = [panel_pictures.heat(sources[example.image], np.array(word.weights)) for word in example.words]
+            sheets.append(panel_pictures.row([sources[example.image], *maps], ["", *(word.word for word in example.words)], example.text))
+            sheets[-1].save(folder / f"alignment-{i}.png", optimize=True)
+            examples.append(example._replace(strip=f"alignment-{i}.png"))
+        panel = panel._replace(body=schema.AlignmentPanel(tuple(examples)))
+    elif isinstance(body, schema.RetrievalPanel):
+        for i, query in enumerate(body.text_to_image):
+            labels = [f"{hit.score:.2f}" for hit in query.hits]
+            found, framed = [sources[hit.image] for hit in query.hits], [hit.right for hit in query.hits]
+            sheets.append(panel_pictures.row(found, labels, query.text or "", framed))
+            sheets[-1].save(folder / f"retrieval-{i}.png", optimize=True)
+    partial = folder / f".{panel.kind}.{os.getpid()}"
+    partial.write_text(schema.dumps(panel), encoding="utf-8")
+    partial.replace(folder / f"{panel.kind}.json")
+    dashboard.show(trainer.loggers, panel, sheets)
