@@ -40,6 +40,11 @@ class StepLoader(DataLoader):
         """Nothing to load: the data module has the position."""
 
 
+def as_is(item: Any) -> Any:
+    """The loader's own conversion would turn the tuples of a batch into lists."""
+    return item
+
+
 def default_workers(world: int) -> int:
     """Decoding processes for one of ``world`` processes of this machine: its share of the cores less one, at most 8, at least 1."""
     local = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", world)))

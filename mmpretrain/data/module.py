@@ -21,7 +21,7 @@ from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.dataset import Assembler, Source, StepDataset, ValDataset
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.image import ImageTransform
-from mmpretrain.data.loaders import StepLoader, StepSampler, default_workers
+from mmpretrain.data.loaders import StepLoader, StepSampler, as_is, default_workers
 from mmpretrain.data.plan import Plan, micro_batch, val_slices
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.sources import expand
@@ -247,7 +247,7 @@ class ShardData(pl.LightningDataModule):
     def _loader(self, items: int) -> dict[str, Any]:
         workers = min(default_workers(self.world) if self.workers is None else self.workers, items)
         more = {"prefetch_factor": self.prefetch, "persistent_workers": True, "timeout": self.timeout} if workers else {}
-        return {"batch_size": None, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **more}
+        return {"batch_size": None, "collate_fn": as_is, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **more}
 
     # ---------------------------------------------------------------- position
     def advance(self) -> None:
