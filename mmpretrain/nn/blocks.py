@@ -104,7 +104,7 @@ class Transformer(nn.Module):
             raise ValueError(f"norm={norm!r}; choose pre or post")
         if attention not in BACKENDS:
             raise ValueError(f"attention={attention!r}; choose one of {', '.join(BACKENDS)}")
-        self.width, self.depth, self.heads, self.hidden = width, depth, heads, int(width * mlp_ratio)
+        self.width, self.depth, self.heads, self.hidden = width, depth, heads, round(width * mlp_ratio)
         self.activation, self.eps, self.dropout, self.causal, self.attention = activation, eps, dropout, causal, attention
         inits = block_inits(init, width, depth)
         self.blocks = nn.ModuleList([Block(width, heads, self.hidden, activation, norm, eps, dropout, inits) for _ in range(depth)])

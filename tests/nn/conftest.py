@@ -1,0 +1,9 @@
+"""Single-threaded numbers for tests that compare floats."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
