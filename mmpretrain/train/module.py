@@ -6,6 +6,7 @@ because the step owns accumulation, the backward plan, the number guard and clip
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from mmpretrain.train import phases as phase_table
 from mmpretrain.train.ema import Ema
 from mmpretrain.train.evaluation import EvaluatedModule
 from mmpretrain.train.meter import Meter, token_count
-from mmpretrain.train.optim import Optimizer, trained
+from mmpretrain.train.optim import Optimizer, apply_settings, group_settings, trained
 from mmpretrain.train.parallel import prepare, set_gradient_sync
 from mmpretrain.train.payload import payload
 from mmpretrain.train.pretraining import Pretraining, materialise
@@ -87,6 +88,7 @@ class Pretrain(EvaluatedModule):
         self.ema: Ema | None = None
         self.meter = Meter()
         self.grad_norm = torch.zeros(())
+        self.fetched_at = 0.0  # when the last item came from the loader, time.perf_counter
         self._result: StepResult | None = None
         self._batches: Sequence[Batch] = ()
         self._ema_state: dict[str, Tensor] | None = None
@@ -128,6 +130,7 @@ class Pretrain(EvaluatedModule):
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer.build(self.root)
         scheduler = StepScheduler(optimizer, self.schedule, self.total_steps())
+        self._settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def total_steps(self) -> int:
@@ -159,6 +162,10 @@ class Pretrain(EvaluatedModule):
         distributed.agree(self.engine.accumulate, self.device, "trainer.accumulate_grad_batches")
         distributed.agree(float(self.seed), self.device, "model.seed")
 
+    def on_train_start(self) -> None:
+        for change in apply_settings(self.optimizers().optimizer, self._settings):  # what the user says wins over the checkpoint
+            pl.utilities.rank_zero_warn(f"optimizer: {change}")
+
     def ema_weights(self) -> AbstractContextManager[None]:
         """The averaged parameters in place of the raw ones; without EMA, nothing changes."""
         return nullcontext() if self.ema is None else self.ema.applied()
@@ -183,6 +190,15 @@ class Pretrain(EvaluatedModule):
     def seed_step(self, step: int) -> None:
         """Random numbers of a step depend on (seed, step, rank) alone, so that a resumed run draws what an unbroken one would."""
         torch.manual_seed(key_of(self.seed, step, distributed.rank()) & ((1 << 63) - 1))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.fetched_at = time.perf_counter()
+        return batch
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for callback in self.trainer.callbacks:  # the module's hook comes after those of all callbacks
+            if (free := getattr(callback, "free", None)) is not None:
+                free()
 
     def training_step(self, batch: Sequence[Batch], batch_idx: int) -> Tensor:
         """One optimiser step.

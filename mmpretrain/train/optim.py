@@ -99,3 +99,25 @@ class Optimizer:
 def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
     """The parameters of an optimiser, in order."""
     return (p for group in optimizer.param_groups for p in group["params"])
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What each group says beside its parameters and its present rate."""
+    return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Put settings (of the configuration) over those that a checkpoint brought.
+
+    Returns:
+        a line for each kind of setting that the two disagreed on.
+    """
+    changes: dict[str, str] = {}
+    for group, wanted in zip(optimizer.param_groups, settings, strict=True):
+        for name, value in wanted.items():
+            found = group.get(name)
+            same = tuple(found) == tuple(value) if isinstance(value, tuple | list) and isinstance(found, tuple | list) else found == value
+            if not same:
+                changes[name] = f"{name} is {value}, the checkpoint had {found}"
+            group[name] = value
+    return list(changes.values())

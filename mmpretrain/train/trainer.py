@@ -6,9 +6,13 @@ Lightning refuses ``gradient_clip_val`` and ``accumulate_grad_batches`` in manua
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
+
+from mmpretrain.train.checkpoint import Checkpoints, resolve
 
 
 class EngineFlags(NamedTuple):
@@ -52,3 +56,32 @@ class Trainer(pl.Trainer):
         super().__init__(
             gradient_clip_val=None, gradient_clip_algorithm=None, accumulate_grad_batches=1, use_distributed_sampler=False, **kwargs
         )
+
+    def fit(self, model: Any, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        """As Lightning's; ``ckpt_path`` may be ``last``, ``best``, a run folder, a checkpoint folder or a file."""
+        super().fit(model, *args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+
+    def validate(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
+        """As Lightning's, with the paths of ``fit``."""
+        return super().validate(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+
+    def test(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
+        """As Lightning's, with the paths of ``fit``."""
+        return super().test(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+
+    def predict(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
+        """As Lightning's, with the paths of ``fit``."""
+        return super().predict(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+
+    def checkpoint(self, spec: Any) -> str | None:
+        """The path for a ``ckpt_path`` as a user writes it.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if spec is None:
+            return None
+        keepers = [callback for callback in self.callbacks if isinstance(callback, Checkpoints)]
+        folder = keepers[0].given if keepers and keepers[0].given else os.path.join(self.default_root_dir, "checkpoints")
+        path = resolve(str(spec), Path(folder))
+        return None if path is None else str(path)

@@ -34,7 +34,8 @@ class Block(nn.Module):
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.norm, self.qkv, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH), nn.Dropout(dropout))
+        wide = 2 * WIDTH
+        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, wide), nn.GELU(), nn.Linear(wide, WIDTH), nn.Dropout(dropout))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(self.norm(x_BTD)).chunk(3, -1))
@@ -123,8 +124,8 @@ class FakeContrast(Objective):
     def loss_from_features(self, a_BE: Tensor, b_BE: Tensor, *, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Score:
         logits_BB = logit_scale.exp() * a_BE @ b_BE.T
         target_B = torch.arange(len(a_BE))
-        loss = (nn.functional.cross_entropy(logits_BB, target_B, reduction="sum") + nn.functional.cross_entropy(logits_BB.T, target_B, reduction="sum")) / 2
-        return Score(loss, torch.tensor(float(len(a_BE))), {})
+        loss = sum(nn.functional.cross_entropy(logits, target_B, reduction="sum") for logits in (logits_BB, logits_BB.T))
+        return Score(loss / 2, torch.tensor(float(len(a_BE))), {})
 
     def forward(self, hidden: States, batch: Batch) -> Score:
         return self.loss_from_features(*self.features(hidden), logit_scale=hidden.logit_scale)

@@ -11,12 +11,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from train.fakes import FakeContrast, FakeData, FakeMatch, FakeMLM, FakeModel
 
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.optim import Optimizer
 from mmpretrain.train.schedule import WarmupLinear
 from mmpretrain.train.trainer import Trainer
-from train.fakes import FakeContrast, FakeData, FakeMatch, FakeMLM, FakeModel
 
 
 class Trace(NamedTuple):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmpretrain.report.panels_schema import Guess, MaskedExample, MaskedPanel, Panel, RetrievalPanel, Word
 from mmpretrain.train import dashboard
-from mmpretrain.train.dashboard import Dashboard, best, make_logger, masked_rows, mode, section
+from mmpretrain.train.dashboard import WandbDashboard, best, make_logger, masked_rows, mode, section
 
 METRICS = {"train/loss": 2.0, "train/mlm/loss": 1.5, "speed/samples_per_s": 80.0, "val/retrieval/coco/i2t_R@1": 0.5}
 
@@ -39,7 +39,7 @@ class Recorder:
         self.defined[name] = how
 
 
-def _logger(tmp_path: Path, run: Recorder) -> Dashboard:
+def _logger(tmp_path: Path, run: Recorder) -> WandbDashboard:
     logger = make_logger(tmp_path / "vilt-20260101-120000", "vilt", {"a": 1}, ["tiny"])
     assert logger is not None
     logger._experiment = run

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from train.cases import CASES, execute
 from train.runs import Trace, drift, largest
 from train.spawn import ranks

@@ -1,0 +1,167 @@
+"""Metrics of a run: losses, rates, speed, waiting for data and memory, into ``metrics.jsonl`` and the loggers."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mmpretrain.train import distributed
+from mmpretrain.train.atomic import write_text
+from mmpretrain.train.module import Pretrain
+from mmpretrain.types import Batch
+
+
+def memory_gib() -> float:
+    """Resident memory of this process in GiB."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
+
+
+class Metrics(pl.Callback):
+    """Writes every ``trainer.log_every_n_steps`` optimiser steps: ``train/loss``, ``train/<objective>/loss`` and its other metrics,
+    ``train/grad_norm``, ``train/lr``, ``speed/samples_per_s``, ``speed/tokens_per_s`` (real tokens, no padding), ``data/wait_share``,
+    ``memory/rss_gib``; and after each validation the ``val/...`` metrics. Means are exact over ranks and over the interval.
+
+    Args:
+        directory: where ``metrics.jsonl`` goes; None: the trainer's ``default_root_dir``.
+    """
+
+    def __init__(self, directory: str | None = None) -> None:
+        self.directory = directory
+        self.path: Path | None = None
+        self.latest: dict[str, float] = {}  # newest value of every metric, for the final table
+        self._broken: set[int] = set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._wait = self._busy = 0.0
+        self._samples = self._tokens = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrain) -> None:
+        self._reset()
+        self._free_since = time.perf_counter()
+        if trainer.is_global_zero:
+            self.path = Path(self.directory or trainer.default_root_dir) / "metrics.jsonl"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            forget_after(self.path, trainer.global_step)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Pretrain, batch: Any, batch_idx: int) -> None:
+        self._began = time.perf_counter()
+        self._wait += pl_module.fetched_at - self._free_since if pl_module.fetched_at > self._free_since else 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Pretrain, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._busy += time.perf_counter() - self._began
+        batches = (batch,) if isinstance(batch, Batch) else batch
+        self._samples += sum(b.size for b in batches)
+        self._tokens += pl_module.tokens(batches)
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+            self._write_training(trainer, pl_module)
+
+    def _write_training(self, trainer: pl.Trainer, module: Pretrain) -> None:
+        device = module.device
+        work = torch.tensor([self._samples, self._tokens], dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        samples, tokens = distributed.sum_(work).tolist()
+        seconds = max(self._wait + self._busy, 1e-9)
+        values = module.meter.read(device)
+        values["train/grad_norm"] = module.grad_norm.item()
+        values["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        values["speed/samples_per_s"], values["speed/tokens_per_s"] = samples / seconds, tokens / seconds
+        values["data/wait_share"], values["memory/rss_gib"] = self._wait / seconds, memory_gib()
+        if device.type == "cuda":
+            values["memory/cuda_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        self._reset()
+        shown = {name: values[name] for name in ("train/loss", "speed/samples_per_s") if name in values}
+        module.log_dict(shown, prog_bar=True, logger=False, sync_dist=False)
+        self.write(trainer, values)
+        self._to_loggers(trainer, values)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Pretrain) -> None:
+        self._free_since = time.perf_counter()
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.write(trainer, {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")})
+
+    def write(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+        """Append one line (rank 0). Other callbacks use it for metrics of their own."""
+        if not values:
+            return
+        self.latest.update(values)
+        if trainer.is_global_zero and self.path is not None:
+            line = {"step": trainer.global_step, "epoch": trainer.current_epoch, "time": time.time(), **values}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _to_loggers(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+        for index, logger in enumerate(trainer.loggers):
+            if index in self._broken:
+                continue
+            try:
+                logger.log_metrics(dict(values), step=trainer.global_step)
+            except Exception as error:  # noqa: BLE001  a tracker that fails, in whatever way, must not end a run
+                self._broken.add(index)
+                rank_zero_warn(f"{type(logger).__name__} failed and is left out from now on: {error}")
+
+    def free(self) -> None:
+        """Called when a step with all its callbacks is over: from here on the loop waits for data."""
+        self._free_since = time.perf_counter()
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of ``metrics.jsonl`` beyond ``step`` (a killed run wrote them, the resumed one will again) and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("step", 0) <= step:
+            kept.append(line)
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+class Watchdog(pl.Callback):
+    """Writes the stacks of all threads to stderr when no training step ends for so long, and ends the process where ``stop`` says so.
+
+    Args:
+        seconds: patience.
+        stop: end the process (exit code 1) after the stacks are written.
+    """
+
+    def __init__(self, seconds: float = 1800.0, stop: bool = False) -> None:
+        if seconds <= 0:
+            raise ValueError(f"Watchdog: seconds={seconds} must be positive")
+        self.seconds, self.stop = seconds, stop
+
+    def _arm(self) -> None:
+        faulthandler.dump_traceback_later(self.seconds, exit=self.stop, file=sys.__stderr__)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._arm()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._arm()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._arm()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        faulthandler.cancel_dump_traceback_later()

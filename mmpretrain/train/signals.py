@@ -1,0 +1,92 @@
+"""Signals: the handler only sets a flag; ranks agree at a step boundary, save once and stop.
+
+Exit code: 143 after SIGTERM, 130 after SIGINT, 138 after SIGUSR1 (0 when the job was requeued under SLURM). A second signal ends
+the process at once, without saving.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from mmpretrain.train import distributed
+from mmpretrain.train.checkpoint import Checkpoints
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Preemption(pl.Callback):
+    """Saves and stops on SIGTERM, SIGINT or SIGUSR1, all ranks at the same step, even when one rank alone was told.
+
+    Args:
+        every: optimiser steps between the questions to the other ranks.
+        requeue: under SLURM, put the job back into the queue after SIGUSR1 (``sbatch --signal=USR1@180``).
+    """
+
+    def __init__(self, every: int = 10, requeue: bool = True) -> None:
+        if every < 1:
+            raise ValueError(f"Preemption: every={every} must be at least 1")
+        self.every, self.requeue = every, requeue
+        self.received = 0
+        self._before: dict[int, Any] = {}
+        self._owner = -1
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a loader's worker inherits handlers by fork; there the default holds
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if self.received:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.received, self._owner = 0, os.getpid()
+        for number in SIGNALS:  # after Lightning's own, whose handlers save and talk to other ranks inside the handler
+            self._before[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if distributed.is_distributed():
+            if trainer.global_step % self.every:
+                return
+            number = int(distributed.max_(torch.tensor(self.received, device=pl_module.device)).item())
+        else:
+            number = self.received
+        if not number:
+            return
+        keeper = next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)
+        saved = keeper.save(trainer) if keeper is not None else False
+        name = signal.Signals(number).name
+        rank_zero_info(f"{name}: stop after step {trainer.global_step}, {'continue with --ckpt_path last' if saved else 'nothing saved'}")
+        requeued = number == signal.SIGUSR1 and self.requeue and trainer.is_global_zero and saved and requeue()
+        self._restore()
+        raise SystemExit(0 if distributed.broadcast_object(requeued) else 128 + number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before = {}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+
+def requeue() -> bool:
+    """Ask SLURM to queue this job again; False outside SLURM or when it refuses."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        rank_zero_info(f"scontrol requeue {job} failed: {done.stderr.strip()}")
+    return done.returncode == 0

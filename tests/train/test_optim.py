@@ -1,0 +1,75 @@
+"""Parameter groups as the papers' code has them."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+from train.fakes import VOCABULARY, FakeModel
+from train.runs import build
+
+from mmpretrain.train.optim import Optimizer, apply_settings, group_settings
+
+
+class ViTLike(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_embed, self.cls_token = nn.Parameter(torch.zeros(1, 5, 8)), nn.Parameter(torch.zeros(1, 1, 8))
+        self.norm, self.fc, self.logit_scale = nn.LayerNorm(8), nn.Linear(8, 8), nn.Parameter(torch.ones(1))
+        self.itm_head = nn.Linear(8, 2)
+
+
+def decayed(optimizer: Optimizer, module: nn.Module) -> set[str]:
+    return {name for group in optimizer.groups(module) if group["weight_decay"] for name in group["names"]}
+
+
+def test_vilt_decays_positions_and_class_token_but_no_bias_and_no_norm() -> None:
+    assert decayed(Optimizer(decay="vilt"), ViTLike()) == {"pos_embed", "cls_token", "fc.weight", "logit_scale", "itm_head.weight"}
+
+
+def test_clip_decays_matrices_only() -> None:
+    assert decayed(Optimizer(decay="clip"), ViTLike()) == {"pos_embed", "fc.weight", "itm_head.weight"}
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
+def test_clip_groups_are_those_of_open_clip_on_its_own_model(name: str) -> None:
+    with torch.device("meta"):
+        model = open_clip.create_model(name, pretrained=None, device="meta")
+
+    def excluded(n: str, p: torch.Tensor) -> bool:  # the rule of open_clip's training script
+        return p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
+
+    expected = {n for n, p in model.named_parameters() if not excluded(n, p)}
+    assert decayed(Optimizer(decay="clip", weight_decay=0.2), model) == expected
+
+
+def test_every_parameter_once_with_rate_multipliers() -> None:
+    module = ViTLike()
+    groups = Optimizer(lr=1e-4, lr_mult={"itm_head": 5.0}).groups(module)
+    names = [name for group in groups for name in group["names"]]
+    assert sorted(names) == sorted(name for name, _ in module.named_parameters())
+    assert {name: group["lr"] for group in groups for name in group["names"]}["itm_head.weight"] == pytest.approx(5e-4)
+
+
+def test_tied_parameters_occur_once_and_frozen_ones_never() -> None:
+    module = build()
+    module.vocabulary = VOCABULARY
+    module.configure_model()
+    module.root.model.pooler.weight.requires_grad_(False)
+    names = [name for group in Optimizer().groups(module.root) for name in group["names"]]
+    assert "model.words.weight" in names and "objectives.mlm.decoder.weight" not in names and "model.pooler.weight" not in names
+
+
+def test_pattern_that_fits_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="vqa_classifier"):
+        Optimizer(lr_mult={"vqa_classifier": 10.0}).groups(FakeModel())
+
+
+def test_settings_of_the_configuration_win_and_are_shown() -> None:
+    model = FakeModel()
+    wanted = Optimizer(weight_decay=0.3).build(model)
+    resumed = Optimizer(weight_decay=0.1).build(model)
+    changes = apply_settings(resumed, group_settings(wanted))
+    assert changes == ["weight_decay is 0.3, the checkpoint had 0.1"]
+    assert group_settings(resumed) == group_settings(wanted)

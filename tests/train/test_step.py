@@ -1,0 +1,127 @@
+"""One optimiser step: cutting a global batch into micro-batches changes nothing."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from train.fakes import VOCABULARY, FakeContrast, FakeMatch, FakeMLM, FakeModel, sample_batch
+from train.runs import build, drift, largest, run
+
+from mmpretrain.train.pretraining import Pretraining
+from mmpretrain.train.step import PLANS
+from mmpretrain.types import Batch
+
+
+def root(dropout: float = 0.0, contrast_weight: float = 2.0) -> Pretraining:
+    torch.manual_seed(0)
+    found = Pretraining(
+        FakeModel(dropout),
+        {"contrast": FakeContrast(view="match", weight=contrast_weight), "mlm": FakeMLM(), "match": FakeMatch(view="match", weight=0.5)},
+    )
+    found.bind(VOCABULARY)
+    return found.double()
+
+
+def gradients(module: Pretraining, micros: list[Batch], plan: str, reduction: str = "global") -> tuple[dict[str, torch.Tensor], float]:
+    module.zero_grad(set_to_none=True)
+    result = PLANS[plan](module, micros, list(module.objectives), lambda loss, last: loss.backward(), reduction)
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}, result.loss.item()
+
+
+def cut(k: int, n: int = 8) -> list[Batch]:
+    return [sample_batch(list(range(i, i + n // k))) for i in range(0, n, n // k)]
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_cached_gradients_equal_one_big_batch(k: int) -> None:
+    module = root()
+    whole, loss = gradients(module, cut(1), "plain")
+    parts, loss_k = gradients(module, cut(k), "cached")
+    assert loss == pytest.approx(loss_k, abs=1e-6)
+    assert whole.keys() == parts.keys()
+    assert max((whole[name] - parts[name]).abs().max() for name in whole) < 1e-6
+
+
+def test_cached_replays_dropout() -> None:
+    """With dropout, features of the first and of the second forward agree, so the surrogate's value is that of the first."""
+    module = root(dropout=0.5)
+    torch.manual_seed(5)
+    once, _ = gradients(module, cut(1), "plain")
+    torch.manual_seed(5)
+    again, _ = gradients(module, cut(1), "cached")
+    assert max((once[name] - again[name]).abs().max() for name in once) < 1e-6
+
+
+def test_cached_without_a_contrastive_objective_is_an_error() -> None:
+    module = Pretraining(FakeModel(), {"match": FakeMatch()})
+    module.bind(VOCABULARY)
+    with pytest.raises(ValueError, match="contrastive"):
+        gradients(module, cut(2), "cached")
+
+
+def test_local_reduction_is_the_mean_of_means() -> None:
+    module = root(contrast_weight=0.0)
+    parts, _ = gradients(module, cut(2), "plain", "local")
+    halves = [gradients(module, [micro], "plain", "local")[0] for micro in cut(2)]
+    assert max((parts[n] - (halves[0][n] + halves[1][n]) / 2).abs().max() for n in parts) < 1e-12
+    whole, _ = gradients(module, cut(2), "plain", "global")
+    assert max((parts[n] - whole[n]).abs().max() for n in parts) > 1e-4, "masked counts differ between the halves, so the means must"
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_accumulation_equals_one_batch_over_ten_steps(k: int) -> None:
+    one, cut_up = run(build(), gradient_clip_val=0.5), run(build(), gradient_clip_val=0.5, accumulate_grad_batches=k)
+    assert largest(one.losses, cut_up.losses) < 1e-5 and largest(one.norms, cut_up.norms) < 1e-5
+    assert drift(one, cut_up) < 2e-5
+
+
+def test_cached_training_equals_one_batch_over_ten_steps() -> None:
+    one = run(build(contrast=True), gradient_clip_val=0.5)
+    parts = run(build(contrast=True, backward="cached"), gradient_clip_val=0.5, accumulate_grad_batches=4)
+    assert largest(one.losses, parts.losses) < 1e-5 and drift(one, parts) < 2e-5
+
+
+def test_options_that_change_nothing_change_nothing() -> None:
+    plain = run(build(), gradient_clip_val=0.5)
+    recomputed = run(build(activation_checkpointing=True), gradient_clip_val=0.5)
+    assert plain.losses == recomputed.losses
+
+
+def test_ema_follows_its_formula_and_swaps_back() -> None:
+    module = build(ema_decay=0.5)
+    history = []
+
+    class Snapshots(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+            history.append(pl_module.root.model.pooler.weight.detach().clone())
+
+    start = module.root.model.pooler.weight.detach().clone()
+    run(module, steps=3, callbacks=[Snapshots()])
+    expected = start
+    for weight in history:
+        expected = 0.5 * expected + 0.5 * weight
+    raw = module.root.model.pooler.weight.detach().clone()
+    with module.ema_weights():
+        assert torch.allclose(module.root.model.pooler.weight, expected, atol=1e-7)
+    assert torch.equal(module.root.model.pooler.weight, raw)
+
+
+def test_sampled_tasks_are_a_function_of_seed_and_step() -> None:
+    module = build(task_schedule="sample", task_weights={"main": 3.0, "match": 1.0})
+    drawn = [tuple(module.tasks(step)) for step in range(400)]
+    assert drawn == [tuple(module.tasks(step)) for step in range(400)]
+    assert set(drawn) == {("mlm",), ("match",)}
+    assert 0.65 < drawn.count(("mlm",)) / 400 < 0.85
+
+
+def test_phases_set_values_and_refuse_unknown_ones() -> None:
+    module = build(phases=[{"until": 2, "set": {"match.weight": 0.0}}, {"set": {"match.weight": 0.25}}])
+    run(module, steps=2)
+    assert module.root.objectives["match"].weight == 0.0
+    run(module, steps=3)
+    assert module.root.objectives["match"].weight == 0.25
+    with pytest.raises(ValueError, match=r"mlm\.wait"):
+        run(build(phases=[{"set": {"mlm.wait": 1.0}}]), steps=1)
+    with pytest.raises(ValueError, match="until"):
+        build(phases=[{"set": {}}, {"until": 3, "set": {}}])
