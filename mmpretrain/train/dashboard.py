@@ -66,7 +66,7 @@ def mode() -> str:
     return "online" if has_key() else "offline"
 
 
-class Dashboard(WandbLogger):
+class WandbDashboard(WandbLogger):
     """Lightning's W&B logger with sections, whose failures are one warning and never stop, delay or end training.
 
     Args:
@@ -151,13 +151,13 @@ class Dashboard(WandbLogger):
         super().log_metrics({**metrics, **shown}, step)
 
     def log_hyperparams(self, params: Any) -> None:
-        self._guard(lambda: super(Dashboard, self).log_hyperparams(params))
+        self._guard(lambda: super(WandbDashboard, self).log_hyperparams(params))
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        self._guard(lambda: super(Dashboard, self).after_save_checkpoint(checkpoint_callback))
+        self._guard(lambda: super(WandbDashboard, self).after_save_checkpoint(checkpoint_callback))
 
     def finalize(self, status: str) -> None:
-        self._guard(lambda: super(Dashboard, self).finalize(status))
+        self._guard(lambda: super(WandbDashboard, self).finalize(status))
 
     def finish(self, status: str = "success") -> None:
         """End the W&B run: waits at most a minute for what is still on its way."""
@@ -203,13 +203,13 @@ def masked_rows(body: MaskedPanel) -> list[list[Any]]:
 def show(loggers: Sequence[Logger], panel: Panel, sheets: Sequence[Image.Image]) -> None:
     """Show a panel on every dashboard among the loggers."""
     for logger in loggers:
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbDashboard):
             logger.show(panel, sheets)
 
 
 def make_logger(
     run_dir: str | Path, recipe: str | None = None, config: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
-) -> Dashboard | None:
+) -> WandbDashboard | None:
     """The W&B logger of a run.
 
     Args:
@@ -226,7 +226,7 @@ def make_logger(
     if mode() == "disabled" or not _WANDB_AVAILABLE:
         return None
     run_dir = Path(run_dir)
-    return Dashboard(run_dir, run_dir.resolve().name, config=config, tags=[*([recipe] if recipe else []), *tags], group=recipe)
+    return WandbDashboard(run_dir, run_dir.resolve().name, config=config, tags=[*([recipe] if recipe else []), *tags], group=recipe)
 
 
 def _failures() -> tuple[type[Exception], ...]:

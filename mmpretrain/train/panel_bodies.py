@@ -1,7 +1,7 @@
 """From a batch and a model to the bodies of panels. Nothing here knows of files, loggers or ranks.
 
-``forward(batch, names)`` gives the hidden states that the named objective reads; every rank calls these functions alike, so that a
-sharded model is entered by all.
+``forward(batch, kind, read)`` gives ``read(hidden states of that kind)`` where the parameters are whole; every rank calls these functions
+alike, so that a sharded model is entered by all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmpretrain.nn.hidden import Paired
 from mmpretrain.report.panels_schema import (
     AlignmentExample,
     AlignmentPanel,
@@ -27,7 +26,7 @@ from mmpretrain.report.panels_schema import (
 )
 from mmpretrain.types import Batch
 
-Forward = Callable[[Batch, str], Any]  # (batch, name of an objective) -> the hidden states of its view
+Forward = Callable[[Batch, str, Callable[[Any], Any]], Any]  # (batch, kind of hidden states, what to make of them)
 PAIRS = 64  # pairs of one forward of a fusion model
 TOP = 5
 WORDS = 14  # heat maps of one picture
@@ -78,27 +77,26 @@ def sentence(spelt: Sequence[tuple[str, bool]]) -> str:
     return "".join(text if glued else f" {text}" for text, glued in spelt if text).strip()
 
 
-def retrieval(
-    batch: Batch, shown: Shown, name: str, score: Callable[[Any], Tensor] | None, forward: Forward, queries: int
-) -> RetrievalPanel:
+def retrieval(batch: Batch, shown: Shown, score: Callable[[Any], Tensor] | None, forward: Forward, queries: int) -> RetrievalPanel:
     """All texts against all images of the batch.
 
     Args:
         batch: with text and image, pairs that match.
-        name: the objective whose states are read.
-        score: log-odds of a match from fused states; None for paired states.
+        score: log-odds of a match from fused states; None: the cosines of paired states.
         queries: how many are kept each way.
+
+    Raises:
+        ValueError: a score is not finite.
     """
     n = batch.size
     if score is None:
-        hidden: Paired = forward(batch, name)
-        scores_nn = (hidden.image_BE.float() @ hidden.text_BE.float().T).cpu()
+        scores_nn = forward(batch, "paired", lambda hidden: hidden.image_BE.float() @ hidden.text_BE.float().T).cpu()
     else:
         parts = []
         for start in range(0, n * n, PAIRS):
             pairs = [divmod(p, n) for p in range(start, min(start + PAIRS, n * n))]
             images, texts = select(batch, [i for i, _ in pairs]), select(batch, [t for _, t in pairs])
-            parts.append(score(forward(images._replace(text=texts.text), name)).float().cpu())
+            parts.append(forward(images._replace(text=texts.text), "fused", score).float().cpu())
         scores_nn = torch.cat(parts).view(n, n)
     if not bool(torch.isfinite(scores_nn).all()):
         raise ValueError("the scores of the retrieval gallery are not finite")
@@ -122,7 +120,7 @@ def _query(scores_n: Tensor, right_n: Tensor, texts: Sequence[str] | None, pictu
 def masked(batch: Batch, shown: Shown, objective: Any, piece: Callable[[int], str], forward: Forward) -> MaskedPanel:
     """Masked words of every text in which one was hidden, with the best guesses of ``objective`` (an ``MLM``)."""
     corrupted = objective.corrupt(batch, {})
-    guesses = objective.predict(forward(corrupted, objective.name), corrupted, k=TOP)
+    guesses = forward(corrupted, "fused", lambda hidden: objective.predict(hidden, corrupted, k=TOP))
     examples = []
     for i, (found, spelt) in enumerate(zip(guesses, shown.tokens, strict=True)):
         by_slot = {
@@ -136,7 +134,7 @@ def masked(batch: Batch, shown: Shown, objective: Any, piece: Callable[[int], st
 
 def alignment(batch: Batch, shown: Shown, objective: Any, patch_size: int, forward: Forward) -> AlignmentPanel:
     """Where each word lands, by the transport plan of ``objective`` (a ``WPA``). The pieces of one word are added up."""
-    plans = objective.plan(forward(batch, objective.name))
+    plans = forward(batch, "fused", objective.plan)
     examples = []
     for i, plan_TV in enumerate(plans):
         height, width = batch.image.sizes[i]

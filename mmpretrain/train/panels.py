@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from mmpretrain.report import panels_schema as schema
 from mmpretrain.report.run import PANELS
 from mmpretrain.train import dashboard, panel_bodies, panel_pictures
+from mmpretrain.train.measure import averages
 from mmpretrain.types import Batch
 
 # What a picture of a half-trained model may run into; anything else is a defect of the program and is seen.
@@ -35,7 +37,7 @@ class Panels(pl.Callback):
         every: at every so many validations, the last one of training included.
         samples: of the first validation batch. A fusion model scores samples x samples pairs.
         queries: retrieval queries shown each way.
-        folder: the run directory; ``trainer.default_root_dir`` if None.
+        folder: the run directory; if None, ``trainer.default_root_dir`` during ``fit``, and nothing is written otherwise.
     """
 
     def __init__(self, every: int = 1, samples: int = 12, queries: int = 6, folder: str | Path | None = None) -> None:
@@ -60,7 +62,7 @@ class Panels(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         batch, self._batch = self._batch, None
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or (self.folder is None and trainer.state.fn != TrainerFn.FITTING):
             return
         self._seen += 1
         if (self._seen - 1) % self.every and not _last(trainer):
@@ -109,8 +111,8 @@ class Panels(pl.Callback):
         """The panels that this model, these objectives and this batch allow, alike on every rank."""
         root, makers = pl_module.root, {}
 
-        def forward(part: Batch, name: str) -> Any:
-            return root(part, [name], "hidden")[root.objectives[name].view]
+        def forward(part: Batch, kind: str, read: Callable[[Any], Any]) -> Any:
+            return root(lambda model, _: read(model(part, kind)), mode="call")
 
         def first(kind: str, method: str | None = None) -> Any | None:
             fitting = (o for o in root.objectives.values() if o.kind == kind and (method is None or callable(getattr(o, method, None))))
@@ -118,10 +120,9 @@ class Panels(pl.Callback):
 
         both = batch.text is not None and batch.image is not None
         matcher, paired, words, planner = first("fused", "score"), first("paired"), first("fused", "predict"), first("fused", "plan")
-        chosen = paired or matcher
-        if both and chosen is not None:
+        if both and (paired is not None or matcher is not None):
             score = None if paired is not None else matcher.score
-            makers["retrieval"] = lambda: panel_bodies.retrieval(batch, shown, chosen.name, score, forward, self.queries)
+            makers["retrieval"] = lambda: panel_bodies.retrieval(batch, shown, score, forward, self.queries)
         if batch.text is not None and words is not None:
             makers["masked"] = lambda: panel_bodies.masked(batch, shown, words, _piece(pl_module.trainer), forward)
         if both and planner is not None and root.model.spec.patch_size:
@@ -142,12 +143,13 @@ def _piece(trainer: pl.Trainer) -> Callable[[int], str]:
 
 @contextmanager
 def _quiet(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """Evaluation mode, no gradients, the run's precision; each module is back in its own mode afterwards."""
+    """Evaluation mode, no gradients, the run's precision, averaged weights where the run keeps them; all is undone afterwards."""
     training = [module for module in pl_module.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        averaged = averages(pl_module) if getattr(pl_module, "ema", None) is not None else nullcontext()
+        with torch.no_grad(), trainer.precision_plugin.forward_context(), averaged:
             yield
     finally:
         for module in training:
