@@ -11,7 +11,7 @@ from mmpretrain.nn.layers import LayerNorm
 from mmpretrain.nn.ragged import Layout, Ragged
 
 LENGTHS = (5, 1, 9, 3)
-CASES = [dict(causal=c, norm=n, activation=a) for c in (False, True) for n, a in (("pre", "gelu"), ("post", "quick_gelu"))]
+CASES = [{"causal": c, "norm": n, "activation": a} for c in (False, True) for n, a in (("pre", "gelu"), ("post", "quick_gelu"))]
 
 
 def shaken(module: torch.nn.Module) -> torch.nn.Module:
@@ -140,11 +140,11 @@ def test_meta_built_model_initialises_like_a_built_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(heads=3), "does not divide"),
-        (dict(norm="sandwich"), "pre or post"),
-        (dict(attention="fast"), "attention"),
-        (dict(activation="relu6"), "activation"),
-        (dict(init="he"), "init"),
+        ({"heads": 3}, "does not divide"),
+        ({"norm": "sandwich"}, "pre or post"),
+        ({"attention": "fast"}, "attention"),
+        ({"activation": "relu6"}, "activation"),
+        ({"init": "he"}, "init"),
     ],
 )
 def test_mistakes_are_named(arguments: dict, message: str) -> None:
@@ -159,7 +159,7 @@ def test_first_row_of_a_causal_stack_is_refused() -> None:
 
 @pytest.mark.slow
 def test_compiled_blocks_recompile_a_bounded_number_of_times() -> None:
-    import torch._dynamo
+    import torch._dynamo.testing
 
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
