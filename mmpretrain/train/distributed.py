@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -45,6 +46,13 @@ def max_(tensor: Tensor) -> Tensor:
     if is_distributed():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def equalise(tensors: Iterable[Tensor]) -> None:
+    """Rank 0's values into the tensors of every rank."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def broadcast_object(value: T, source: int = 0) -> T:

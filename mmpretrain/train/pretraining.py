@@ -237,5 +237,5 @@ def materialise(module: nn.Module, device: torch.device | None = None) -> None:
             owner, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(owner), leaf, shared)
     with torch.no_grad():
-        for part in fresh:
+        for part in reversed(fresh):  # children before their parents
             part.reset_parameters()
