@@ -61,7 +61,7 @@ def named_sets(sources: Sequence[str], pretrained: Any) -> list[EvalSet]:
 
 
 def evaluate(argv: list[str]) -> int:
-    parser = OneLine(prog="mmpretrain evaluate", description="Measure a checkpoint: retrieval, matching, masked words, zero-shot classification.")
+    parser = OneLine(prog="mmpretrain evaluate", description="Measure a checkpoint on sets of shards.")
     parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run (its last checkpoint)")
     parser.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="shards; default: the run's validation sets")
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="default: all that fit the checkpoint and the data")
@@ -153,7 +153,7 @@ def _report(options: argparse.Namespace) -> int:
 def data(argv: list[str]) -> int:
     parser = OneLine(prog="mmpretrain data", description="Generate scenes, index and check shards.")
     commands = parser.add_subparsers(dest="what", metavar="WHAT", parser_class=OneLine)
-    scenes = commands.add_parser("scenes", help="write generated scenes as shards", description="The same seed gives the same scenes everywhere.")
+    scenes = commands.add_parser("scenes", help="write generated scenes as shards; the same seed gives the same scenes everywhere")
     scenes.add_argument("--out", required=True, type=Path, metavar="DIR")
     scenes.add_argument("--n", required=True, type=int, help="samples")
     scenes.add_argument("--seed", type=int, default=0)

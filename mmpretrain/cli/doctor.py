@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import netrc
 import os
 import shutil
 import subprocess
@@ -16,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+from mmpretrain.report.wandb import has_key
 
 LEVELS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
@@ -157,16 +158,6 @@ def check_disk() -> list[Finding]:
     return findings
 
 
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return netrc.netrc(str(path)).authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError, PermissionError):
-        return False
-
-
 def check_wandb() -> list[Finding]:
     """Whether W&B is installed, has a key, and what a run will therefore do."""
     try:
@@ -176,7 +167,7 @@ def check_wandb() -> list[Finding]:
     mode = os.environ.get("WANDB_MODE", "")
     if mode in ("offline", "disabled", "dryrun"):
         return [Finding("note", "W&B", f"wandb {version}, WANDB_MODE={mode}", "unset WANDB_MODE to upload")]
-    if not _has_key():
+    if not has_key():
         return [Finding("note", "W&B", f"wandb {version}, no key: runs are kept offline", "wandb login, then wandb sync RUN/wandb/*")]
     return [Finding("ok", "W&B", f"wandb {version}, with a key")]
 

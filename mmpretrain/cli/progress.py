@@ -1,4 +1,4 @@
-"""The progress bar of training: one bar over the whole run, with the numbers one looks at. A line now and then where there is no terminal."""
+"""The progress bar of training: one bar over the whole run, with the numbers one looks at. A line at times where there is no terminal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmpretrain.report.markup import duration
+from mmpretrain.train.callbacks import Metrics
 
 
 class Bar(ProgressBar):
@@ -29,6 +30,7 @@ class Bar(ProgressBar):
         self._progress: Progress | None = None
         self._train: TaskID | None = None
         self._eval: TaskID | None = None
+        self._total: int | None = None
         self._last = self._begin = 0.0
 
     def disable(self) -> None:
@@ -60,8 +62,8 @@ class Bar(ProgressBar):
             return
         self._open()
         self._begin = time.monotonic()
-        total = total_steps(trainer)
-        self._train = self._progress.add_task("train", total=total, completed=trainer.global_step, numbers="")
+        self._total = total_steps(pl_module)
+        self._train = self._progress.add_task("train", total=self._total, completed=trainer.global_step, numbers="")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._train is None:
@@ -75,11 +77,10 @@ class Bar(ProgressBar):
         text = numbers(self.values(trainer))
         if terminal:
             self._progress.update(self._train, numbers=text)
-        else:
-            of = total_steps(trainer)
-            self.console.print(
-                f"step {trainer.global_step}{f'/{of}' if of else ''}, {duration(now - self._begin)}: {text}", highlight=False, soft_wrap=True
-            )
+        elif text:
+            of = f"/{self._total}" if self._total else ""
+            line = f"step {trainer.global_step}{of}, {duration(now - self._begin)}: {text}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -134,15 +135,18 @@ class Bar(ProgressBar):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
 
-    def values(self, trainer: pl.Trainer) -> dict[str, float]:
-        """What was logged last, as numbers."""
-        return {name: float(value) for name, value in {**trainer.callback_metrics, **trainer.logged_metrics}.items()}
+    @staticmethod
+    def values(trainer: pl.Trainer) -> dict[str, float]:
+        """The newest value of every metric."""
+        return next((callback.latest for callback in trainer.callbacks if isinstance(callback, Metrics)), {})
 
 
-def total_steps(trainer: pl.Trainer) -> int | None:
+def total_steps(module: Any) -> int | None:
     """Optimiser steps of the whole run, or None where it has no end."""
-    total = trainer.estimated_stepping_batches
-    return None if total == float("inf") or total < 0 else int(total)
+    try:
+        return module.total_steps()
+    except ValueError:
+        return None
 
 
 def numbers(values: dict[str, float]) -> str:

@@ -67,8 +67,6 @@ def shown(difference: Difference) -> str:
     return f"{difference.key}: {difference.here} here, {difference.there} in the checkpoint; {difference.here} is used"
 
 
-
-
 def find_checkpoint(text: str | Path, root: Path = Path("runs")) -> Path:
     """The checkpoint that the user names.
 

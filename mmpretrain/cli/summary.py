@@ -13,35 +13,36 @@ from rich.table import Table
 
 from mmpretrain.evaluate import suite
 from mmpretrain.evaluate.result import Result, rows
+from mmpretrain.report.page import write_report
 from mmpretrain.report.run import Run
 from mmpretrain.train.checkpoint import Checkpoints
-from mmpretrain.train.measure import Measure, measure
+from mmpretrain.train.dashboard import WandbDashboard
+from mmpretrain.train.measure import measure
 from mmpretrain.train.run_dir import write_result
 
 SPEED = (("speed/samples_per_s", "samples/s"), ("speed/tokens_per_s", "tokens/s"), ("data/wait_share", "share of time waiting for data"))
 
 
 class Final(pl.Callback):
-    """Measures the trained model while it still stands on its devices, on every rank alike."""
+    """Measures the trained model while it still stands on its devices, on every rank alike.
 
-    def __init__(self) -> None:
-        self.results: list[Result] | None = None
+    Args:
+        samples: most samples of each set and measurement; None: as ``mmpretrain evaluate`` (256 images for retrieval by a fusion model).
+        measure: False leaves the last evaluation out.
+    """
+
+    def __init__(self, samples: int | None = None, measure: bool = True) -> None:
+        if samples is not None and samples < 2:
+            raise ValueError(f"final.samples={samples} must be at least 2")
+        self.samples, self.measure = samples, measure
+        self.results: list[Result] = []
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        chosen = next((callback for callback in trainer.callbacks if isinstance(callback, Measure)), None)
-        if chosen is None or trainer.fast_dev_run or not trainer.datamodule.val_sources:
+        if not self.measure or trainer.fast_dev_run or not trainer.datamodule.val_sources:
             return
-        limits = suite.Limits().at_most(chosen.final)
-        with Console(stderr=True).status("evaluating the trained model") if trainer.is_global_zero else _silent():
-            self.results = measure(pl_module, limits, chosen.weights)
-
-
-class _silent:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: Any) -> None:
-        return None
+        console = Console(stderr=True, quiet=not trainer.is_global_zero)
+        with console.status("evaluating the trained model"):
+            self.results = measure(trainer, pl_module, limits=suite.Limits().at_most(self.samples))
 
 
 def speed(run: Path) -> list[dict[str, Any]]:
@@ -55,7 +56,7 @@ def speed(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def places(trainer: pl.Trainer, run: Path) -> dict[str, str]:
+def places(trainer: pl.Trainer) -> dict[str, str]:
     """Where the checkpoint and the W&B run are."""
     found: dict[str, str] = {}
     keeper = next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)
@@ -66,22 +67,25 @@ def places(trainer: pl.Trainer, run: Path) -> dict[str, str]:
                 found["checkpoint"] = str(path)
                 break
     for logger in trainer.loggers:
-        if "wandb" in type(logger).__name__.lower():
-            experiment = logger.experiment
-            found["wandb"] = str(getattr(experiment, "url", None) or getattr(experiment, "dir", None) or run / "wandb")
+        if isinstance(logger, WandbDashboard) and (address := logger.location()):
+            found["wandb"] = address
     return found
 
 
-def finish(trainer: pl.Trainer, run: Path, final: Final, console: Console | None = None) -> None:
+def finish(trainer: pl.Trainer, run: Path, console: Console | None = None) -> None:
     """Write ``result.json`` and the report page, and print the table. Rank 0 only."""
-    from mmpretrain.report.page import write_report
-
-    results = final.results or []
-    where = {"run": str(run), **places(trainer, run)}
+    results = next((callback.results for callback in trainer.callbacks if isinstance(callback, Final)), [])
+    where = {"run": str(run), **places(trainer)}
     page = run / "report.html"
     write_result(run, [*rows(results), *speed(run)], **where, report=str(page))
     write_report(run)
-    (console or Console()).print(table(results, speed(run), {**where, "report": str(page)}))
+    console = console or Console()
+    console.print(table(results, speed(run)))
+    for name, place in {**where, "report": str(page)}.items():
+        console.print(f"{name:<10} {place}", soft_wrap=True, highlight=False, markup=False)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbDashboard):
+            logger.finish()
 
 
 def headline(name: str) -> bool:
@@ -94,9 +98,9 @@ def headline(name: str) -> bool:
     return parts[0] != "zeroshot" or name.endswith(("@1", "top1", "accuracy"))
 
 
-def table(results: Sequence[Result], speeds: Sequence[Mapping[str, Any]], where: Mapping[str, str]) -> Table:
-    """The table at the end of ``fit``: measurement, value, chance, count; then speed; then paths."""
-    made = Table("", "value", "chance", "count", title="Result", title_justify="left", pad_edge=False)
+def table(results: Sequence[Result], speeds: Sequence[Mapping[str, Any]]) -> Table:
+    """The table at the end of ``fit``: measurement, value, chance, count; then speed and waiting."""
+    made = Table("measurement", "value", "chance", "count", title="Result", title_justify="left")
     for column in made.columns[1:]:
         column.justify = "right"
     for result in results:
@@ -108,7 +112,4 @@ def table(results: Sequence[Result], speeds: Sequence[Mapping[str, Any]], where:
     for row in speeds:
         value = f"{100 * row['value']:.1f} %" if row["name"].endswith("share") else f"{row['value']:,.0f}"
         made.add_row(names[row["name"]], value, "", "")
-    made.add_section()
-    made.caption = "\n".join(f"{name}: {path}" for name, path in where.items())
-    made.caption_justify = "left"
     return made

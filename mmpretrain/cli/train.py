@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -20,12 +21,14 @@ from mmpretrain.cli.errors import UserError, show
 from mmpretrain.cli.layering import Layers, layer
 from mmpretrain.cli.parser import Parser, Refused, typed_keys
 from mmpretrain.cli.progress import Bar
+from mmpretrain.cli.quiet import quieten
 from mmpretrain.cli.summary import Final, finish
 from mmpretrain.data.module import ShardData
 from mmpretrain.train import run_dir
 from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsdp2 and its like known to --trainer.strategy
 from mmpretrain.train.callbacks import Metrics, Watchdog
 from mmpretrain.train.checkpoint import Checkpoints
+from mmpretrain.train.dashboard import make_logger
 from mmpretrain.train.measure import Measure
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.panels import Panels
@@ -66,7 +69,7 @@ class CLI(LightningCLI):
 
     def __init__(self, command: str, layers: Layers, options: list[str], recipe: str = "run", resumed: Path | None = None) -> None:
         self.command, self.layers, self.recipe, self.resumed = command, layers, recipe, resumed
-        self.began, self.final, self.run = Began(), Final(), None
+        self.began, self.run = Began(), None
         self.typed = typed_keys(options)
         Parser.origin = layers.origin
         text = ["--config", yaml.safe_dump(layers.config, sort_keys=False)] if layers.config else []
@@ -75,7 +78,7 @@ class CLI(LightningCLI):
             ShardData,
             save_config_callback=None,
             trainer_class=Trainer,
-            trainer_defaults={"callbacks": [Metrics(), self.began, Bar(), Preemption(), self.final]},
+            trainer_defaults={"callbacks": [Metrics(), self.began, Bar(), Preemption()]},
             seed_everything_default=0,
             parser_kwargs={"prog": "mmpretrain", "description": "Vision-and-language pre-training."},
             parser_class=Parser,
@@ -89,8 +92,14 @@ class CLI(LightningCLI):
         return {self.command: SKIP[self.command]}
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
-        for key, kind in (("checkpoints", Checkpoints), ("measure", Measure), ("panels", Panels), ("watchdog", Watchdog)):
+        for key, kind in (("checkpoints", Checkpoints), ("measure", Measure), ("panels", Panels), ("watchdog", Watchdog), ("final", Final)):
             parser.add_lightning_class_args(kind, key)
+        parser.add_argument(
+            "--loggers",
+            type=list[Literal["wandb", "tensorboard", "csv"]],
+            default=["wandb"],
+            help="where metrics go beside metrics.jsonl; W&B is offline without a key. trainer.logger, where set, wins",
+        )
 
     def parse_arguments(self, parser: Parser, args: list[str]) -> None:
         self.config = parser.parse_args(args)
@@ -140,13 +149,31 @@ class CLI(LightningCLI):
         super().instantiate_classes()
         self.model.config = self.resolved
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """With the loggers of ``--loggers``, unless ``trainer.logger`` is set; only ``fit`` logs."""
+        config = self.config[self.command]
+        if config.trainer.logger is None:
+            kwargs["logger"] = self._loggers(config.loggers) if self.run is not None else False
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, names: list[str]) -> list[Logger]:
+        found: list[Logger] = []
+        for name in names:
+            if name == "tensorboard":
+                found.append(TensorBoardLogger(self.run, name="", version="tensorboard"))
+            elif name == "csv":
+                found.append(CSVLogger(self.run, name="", version="csv"))
+            elif (logger := make_logger(self.run, self.recipe, self.resolved)) is not None:
+                found.append(logger)
+        return found
+
     def execute(self) -> int:
         """Run the command; returns the exit code."""
         if self.run is not None and self.trainer.is_global_zero:
             run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False))
-        getattr(self.trainer, self.command)(**self._prepare_subcommand_kwargs(self.command))
+        getattr(self.trainer, self.command)(**self._prepare_subcommand_kwargs(self.command), weights_only=True)
         if self.run is not None and self.trainer.is_global_zero:
-            finish(self.trainer, self.run, self.final)
+            finish(self.trainer, self.run)
         return 0
 
 
@@ -212,6 +239,7 @@ def prepare(command: str, words: list[str]) -> CLI:
 def run(argv: list[str]) -> int:
     """The command ``argv[0]``; returns the exit code."""
     cli: CLI | None = None
+    quieten()
     try:
         cli = prepare(argv[0], argv[1:])
         return cli.execute()

@@ -1,0 +1,29 @@
+"""Leaves out what Lightning says at every start and nobody acts upon; everything else it says is kept."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+SAYINGS = ("Tip:", "GPU available", "TPU available", "HPU available", "`weights_only` was not set", "`Trainer.fit` stopped", "Seed set to")
+WARNINGS = (
+    ".*isinstance.treespec, LeafSpec.* is deprecated.*",
+    ".*You have overridden .on_before_batch_transfer.*",  # on purpose: the step owns the transfer
+    ".*does not have many workers.*",
+    ".*num_workers. argument.*",
+)
+
+
+def _kept(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(saying in text for saying in SAYINGS)
+
+
+def quieten() -> None:
+    """Install the filters; harmless when called again."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logger = logging.getLogger(name)
+        if _kept not in logger.filters:
+            logger.addFilter(_kept)
+    for text in WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
