@@ -62,6 +62,7 @@ def load(path: str | Path, weights: str = "auto", which: str = "best", device: s
         config=config,
         weights=chosen,
         source=_source(file, about),
+        about={name: value for name, value in about.items() if name not in ("config", "tokenizer", "vocabulary")},
     )
     return found.to(device)
 

@@ -40,6 +40,7 @@ class Pretrained(Engine):
         config: the resolved configuration of the run.
         weights: "raw" or "ema".
         source: where it came from, for stamps.
+        about: what the checkpoint says of itself beside the configuration: step, data_fingerprint, versions, ...
         runner, autocast: see :class:`Engine`.
     """
 
@@ -55,12 +56,13 @@ class Pretrained(Engine):
         config: Mapping[str, Any] | None = None,
         weights: str = "raw",
         source: str = "",
+        about: Mapping[str, Any] | None = None,
         runner: Runner | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, objectives, collate, runner, autocast)
         self.tokenizer, self.image_transform, self.vocabulary = tokenizer, image_transform, vocabulary
-        self.config, self.weights, self.source = dict(config or {}), weights, source
+        self.config, self.weights, self.source, self.about = dict(config or {}), weights, source, dict(about or {})
 
     @classmethod
     def from_parts(

@@ -1,0 +1,175 @@
+"""Export with proof: a complete folder for transformers, open_clip or timm, opened again by that library and compared with the checkpoint.
+
+The folder is written under another name and renamed when the proof holds, so that nothing that looks finished is left by a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpretrain.models.clip import CLIP
+from mmpretrain.models.vilt import ViLT
+from mmpretrain.weights import clip, clip_config, export_files, vilt
+from mmpretrain.weights.export_check import CHECKS, Proof
+
+TARGETS = ("transformers", "open_clip", "timm")
+TOLERANCE = 1e-4
+
+
+class ExportError(ValueError):
+    """The checkpoint cannot be exported, or the exported folder is not equal to it."""
+
+
+def export(
+    pretrained: Any,
+    to: str,
+    out: Path | str,
+    images: Sequence[Any],
+    texts: Sequence[str],
+    samples: str = "given",
+    tolerance: float = TOLERANCE,
+) -> Path:
+    """Write the folder ``out`` and prove it equal.
+
+    Args:
+        pretrained: an ``evaluate.Pretrained``.
+        to: "transformers", "open_clip" or "timm".
+        out: a folder that does not exist yet, or is empty.
+        images: PIL images to compare on; real ones, of different sizes.
+        texts: texts to compare on, of different lengths.
+        samples: where these come from, for the report.
+        tolerance: largest difference that counts as equal, absolute for vectors of length 1 and for numbers up to 1, relative beyond.
+
+    Returns:
+        the path of ``export_report.json``.
+
+    Raises:
+        ExportError: one line: no such target for this model, the folder exists, or the largest difference exceeds the tolerance.
+    """
+    out = Path(out)
+    family, write = _writer(pretrained.model, to)
+    if not images or not texts:
+        raise ExportError("export: the proof needs at least one image and one text")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out}: exists already; name a new folder or remove it")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(pretrained, partial)
+        proof = CHECKS[to, family](pretrained, partial, list(images), list(texts))
+        largest = _judge(proof, to, tolerance)
+        export_files.write_json(partial / "provenance.json", export_files.provenance(pretrained))
+        parameters = export_files.parameters_of(pretrained.model)
+        (partial / "README.md").write_text(export_files.card(pretrained, to, family, parameters, largest), encoding="utf-8")
+        report = _report(pretrained, to, family, proof, largest, tolerance, samples)
+        report["files"] = export_files.digests(partial)
+        export_files.write_json(partial / "export_report.json", report)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    except ValueError as error:
+        raise error if isinstance(error, ExportError) else ExportError(f"export to {to}: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out / "export_report.json"
+
+
+def _writer(model: Any, to: str) -> tuple[str, Callable[[Any, Path], None]]:
+    if to not in TARGETS:
+        raise ExportError(f"export: unknown target {to!r}; known are {', '.join(TARGETS)}")
+    family = "CLIP" if isinstance(model, CLIP) else "ViLT" if isinstance(model, ViLT) else type(model).__name__
+    writers = {
+        ("transformers", "CLIP"): _clip_transformers,
+        ("open_clip", "CLIP"): _clip_open_clip,
+        ("timm", "CLIP"): _clip_timm,
+        ("transformers", "ViLT"): _vilt_transformers,
+    }
+    if (to, family) not in writers:
+        homes = [target for target, name in writers if name == family]
+        raise ExportError(f"export: {to} has no {family}" + (f"; export it to {' or '.join(homes)}" if homes else ""))
+    return family, writers[to, family]
+
+
+def _judge(proof: Proof, to: str, tolerance: float) -> float:
+    """The largest difference; raises ExportError where the proof fails."""
+    if proof.tokens_differ is not None:
+        raise ExportError(f"export to {to}: the exported tokenizer gives other ids than ours for {proof.tokens_differ!r}")
+    if proof.pixels is not None and not proof.pixels <= 1.0:
+        raise ExportError(f"export to {to}: the exported preprocessing differs by {proof.pixels:.2g} of 255 on average")
+    worst = max(proof.outputs, key=lambda comparison: comparison.difference)
+    if not worst.difference <= tolerance:
+        raise ExportError(f"export to {to}: {worst.name} differs by {worst.difference:.3g}, more than {tolerance:g}; nothing was written")
+    return worst.difference
+
+
+def _report(pretrained: Any, to: str, family: str, proof: Proof, largest: float, tolerance: float, samples: str) -> dict[str, Any]:
+    return {
+        "to": to,
+        "model": family,
+        "checkpoint": pretrained.source,
+        "weights": pretrained.weights,
+        "largest_difference": largest,
+        "tolerance": tolerance,
+        "samples": {"from": samples, "images": proof.images, "texts": proof.texts},
+        "outputs": [comparison._asdict() for comparison in proof.outputs],
+        "tokenizer_equal": None if proof.texts == 0 else proof.tokens_differ is None,
+        "preprocessing_mean_difference_of_255": proof.pixels,
+        "library": proof.library,
+    }
+
+
+def _end(pretrained: Any) -> int:
+    """Id of the token that ends every text."""
+    vocabulary = pretrained.vocabulary
+    if vocabulary is None or vocabulary.sep is None:
+        raise ExportError("export: the tokenizer has no token that ends a text, which CLIP reads")
+    return vocabulary.sep
+
+
+def _clip_transformers(pretrained: Any, folder: Path) -> None:
+    model, vocabulary = pretrained.model, pretrained.vocabulary
+    start = vocabulary.cls if vocabulary is not None else None
+    config = clip_config.transformers_config(model, eos_token_id=_end(pretrained), bos_token_id=start, pad_token_id=vocabulary.pad)
+    export_files.write_weights(folder / "model.safetensors", clip.to_transformers(model.state_dict()))
+    _transformers_files(pretrained, folder, config, "CLIP")
+
+
+def _vilt_transformers(pretrained: Any, folder: Path) -> None:
+    mlm = next((pretrained.objectives[n] for n in pretrained.objectives if hasattr(pretrained.objectives[n], "predict")), None)
+    itm = next((pretrained.objectives[n] for n in pretrained.objectives if hasattr(pretrained.objectives[n], "score")), None)
+    head = None if mlm is None else mlm.head.state_dict()
+    config = vilt.transformers_config(pretrained.model, mlm=mlm is not None)
+    export_files.write_weights(folder / "model.safetensors", vilt.to_transformers(pretrained.model.state_dict(), head))
+    if itm is not None:
+        export_files.write_weights(folder / export_files.HEADS, {f"itm.{name}": t for name, t in itm.head.state_dict().items()})
+    _transformers_files(pretrained, folder, config, "ViLT")
+
+
+def _transformers_files(pretrained: Any, folder: Path, config: dict[str, Any], family: str) -> None:
+    import transformers
+
+    config |= {"dtype": "float32", "transformers_version": transformers.__version__}
+    export_files.write_json(folder / "config.json", config)
+    export_files.write_json(folder / "preprocessor_config.json", export_files.transformers_preprocessor(pretrained.image_transform, family))
+    pretrained.tokenizer.save_transformers(folder)
+
+
+def _clip_open_clip(pretrained: Any, folder: Path) -> None:
+    preprocess = export_files.open_clip_preprocess(pretrained.image_transform)
+    config = clip_config.open_clip_config(pretrained.model, preprocess, _end(pretrained))
+    if pretrained.tokenizer.style != "clip":
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "local"  # with local-dir, open_clip reads the tokenizer of the folder
+    export_files.write_json(folder / "open_clip_config.json", config)
+    export_files.write_weights(folder / "open_clip_model.safetensors", clip.to_open_clip(pretrained.model.state_dict()))
+    pretrained.tokenizer.save_transformers(folder)
+
+
+def _clip_timm(pretrained: Any, folder: Path) -> None:
+    transform = pretrained.image_transform
+    export_files.write_json(folder / "config.json", clip_config.timm_config(pretrained.model, transform.mean, transform.std))
+    export_files.write_weights(folder / "model.safetensors", clip.to_timm(pretrained.model.state_dict()))
