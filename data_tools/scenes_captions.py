@@ -74,11 +74,11 @@ def distinct(thing: Thing, world: World, rng: Rng) -> Noun:
 
 def _listing(world: World, rng: Rng) -> tuple[Claim, ...]:
     told = _mentions(world, rng)
-    return (_list([_full(t, *told[t.colour, t.shape]) for t in rng.shuffled(world.things)]),)
+    return (_list([_full(t, *told[t.colour, t.shape]) for t in rng.shuffled(world.things)], explicit=rng.chance(1, 3)),)
 
 
 def _bare_listing(world: World, rng: Rng) -> tuple[Claim, ...]:
-    return (_list([_full(t) for t in rng.shuffled(world.things)]),)
+    return (_list([_full(t) for t in rng.shuffled(world.things)], explicit=rng.chance(1, 3)),)
 
 
 def _counting(world: World, rng: Rng) -> tuple[Claim, ...]:

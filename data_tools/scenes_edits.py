@@ -88,34 +88,44 @@ def _move(caption: Caption, world: World, rng: Rng) -> Caption | None:
         return None
     index = rng.choice(at)
     part = caption.parts[index]
-    like = [r for r in REGIONS if r != part.region and (" " in r) == (" " in part.region)]
+    taken = {caption.parts[i].region for i in at}
+    like = [r for r in REGIONS if r not in taken and (" " in r) == (" " in part.region)]
+    if not like:
+        return None
     return _with_part(caption, index, part._replace(region=rng.choice(like)))
 
 
+def _step(old: int, most: int, rng: Rng) -> int | None:
+    """A neighbouring number. Ones, by far the most frequent numbers, are often left alone: so edits do not betray themselves by "two"."""
+    if old == 1:
+        return 2 if most > 1 and rng.chance(1, 4) else None
+    return old + 1 if old < most and rng.chance(1, 5) else old - 1
+
+
 def _recount(caption: Caption, world: World, rng: Rng) -> Caption | None:
-    """Another number; listings move one thing from one noun to another half of the time, which keeps the total."""
+    """Another number, or a thing moved from one noun of a list to another ("two stars and a heart": "a star and two hearts")."""
     at = [i for i, part in enumerate(caption.parts) if isinstance(part, There | Of)]
     if not at:
         return None
     index = rng.choice(at)
     part = caption.parts[index]
     if isinstance(part, Of):
-        options = [n for n in range(1, part.total + 1) if n != part.count]
-        return _with_part(caption, index, part._replace(count=rng.choice(options))) if options else None
-    counts: list[int | None] = list(part.counts)
-    slot = rng.below(len(counts))
+        new = _step(part.count, part.total, rng)
+        return None if new is None else _with_part(caption, index, part._replace(count=new))
+    counts = list(part.counts)
+    explicit, slot = None not in counts, rng.below(len(counts))
     if len(counts) > 1 and rng.chance(1, 2):
         other = (slot + 1 + rng.below(len(counts) - 1)) % len(counts)
-        explicit = None not in counts
-        more, fewer = (counts[slot] or 1) + 1, (counts[other] or 1) - 1
+        fewer = (counts[other] or 1) - 1
         if fewer < 1:
             return None
-        counts[slot], counts[other] = more, fewer if fewer > 1 or explicit else None
-    else:
-        old = counts[slot]
-        if old is None and not rng.chance(1, 3):
+        counts[slot], counts[other] = (counts[slot] or 1) + 1, fewer if fewer > 1 or explicit else None
+    elif explicit:
+        counts[slot] = _step(counts[slot] or 1, 4 - sum(n or 1 for n in counts) + (counts[slot] or 1), rng)
+        if counts[slot] is None:
             return None
-        counts[slot] = (old or 1) + rng.choice((1, -1) if (old or 1) > (1 if None not in counts else 2) else (1,))
+    else:
+        return None
     return _with_part(caption, index, part._replace(counts=tuple(counts)))
 
 

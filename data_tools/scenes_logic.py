@@ -7,7 +7,6 @@ red" where there is no star). Only claims that are clearly true or clearly false
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import permutations
 from typing import NamedTuple
 
 from mmpretrain.data_tools.scenes_world import SIDE, Thing, World
@@ -189,14 +188,20 @@ def count(noun: Noun, world: World) -> int:
 
 
 def _there(claim: There, world: World) -> bool:
-    slots: list[Noun] = []
+    slots: list[list[int]] = []
     for noun, wanted in zip(claim.nouns, claim.counts, strict=True):
-        if wanted is not None and count(noun, world) != wanted:
+        fitting = [index for index, thing in enumerate(world.things) if noun.fits(thing)]
+        if not fitting or (wanted is not None and len(fitting) != wanted):
             return False
-        slots += [noun] * (1 if wanted is None else wanted)
-    if len(slots) > len(world.things):
-        return False
-    return any(all(n.fits(t) for n, t in zip(slots, order, strict=True)) for order in permutations(world.things, len(slots)))
+        slots += [fitting] * (wanted or 1)
+    return len(slots) <= len(world.things) and _assigned(slots, set())
+
+
+def _assigned(slots: list[list[int]], taken: set[int]) -> bool:
+    """Whether every slot can have a thing of its own."""
+    if not slots:
+        return True
+    return any(_assigned(slots[1:], taken | {index}) for index in slots[0] if index not in taken)
 
 
 def _relation(claim: Relation, world: World) -> bool | None:

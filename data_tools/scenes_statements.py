@@ -2,7 +2,8 @@
 
 No label can be guessed from the text. Two worlds are drawn that are exchangeable (a world and a twin of it, see scenes_world), a
 sentence is looked for that is true of the first and false of the second by a rule that does not know which of them is the picture,
-and the label says which one it was. So P(text | true) = P(text | false), whatever the grammar and for each kind of statement.
+and the label says which one it was. So P(text | true) = P(text | false), whatever the grammar and for each kind of statement, as long
+as a search that found nothing is given up and not repeated for the same picture.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from mmpretrain.data_tools.scenes_logic import (
     nouns_of,
     pair_holds,
 )
-from mmpretrain.data_tools.scenes_world import COLOURS, HELD_OUT, SHAPES, TWINS, Rng, Thing, World, sample_world, twin
+from mmpretrain.data_tools.scenes_world import COLOURS, HELD_OUT, SHAPES, Rng, Thing, World, sample_world, twin
 
-STATEMENTS = 4
-TRIES = 12
+ATTEMPTS = 6  # statements looked for in a picture or a pair; about five are found
+TRIES = 10
 Proposer = Callable[[World, World, Rng], Claim | None]
 
 
@@ -121,7 +122,17 @@ PROPOSERS: dict[str, Proposer] = {
     "every": _every,
     "size": _bigger,
 }
-_TWIN_OF = {"relation": ("layout", "permute", "colour"), "position": ("layout", "permute"), "size": ("size",)}
+_TWIN_OF = {  # what another picture is redrawn in, so that a sentence of the kind can tell the two apart
+    "exists": ("colour", "shape", "size", "material"),
+    "none": ("colour", "shape", "size", "material"),
+    "both": ("colour", "shape", "material", "permute"),
+    "count": ("colour", "shape", "material"),
+    "compare": ("colour", "shape"),
+    "relation": ("layout", "layout", "permute", "colour"),
+    "position": ("layout", "layout", "permute"),
+    "every": ("colour", "size", "material"),
+    "size": ("size",),
+}
 
 
 def sayable(claim: Claim | PairClaim, world: World) -> bool:
@@ -140,24 +151,20 @@ def _find(kind: str, true: World, false: World, rng: Rng) -> Claim | None:
 def labelled(world: World, label: bool, kinds: tuple[str, ...], rng: Rng) -> tuple[Claim, str] | None:
     """A claim that is ``label`` of the world, and its kind; the other world is a twin. None where no sentence was found."""
     kind = rng.choice(kinds)
-    other = twin(world, rng.choice(_TWIN_OF.get(kind, TWINS)), rng)
+    other = twin(world, rng.choice(_TWIN_OF[kind]), rng)
     claim = _find(kind, world, other, rng) if label else _find(kind, other, world, rng)
     return None if claim is None else (claim, kind)
 
 
 def statements(world: World, rng: Rng) -> list[dict[str, Any]]:
-    """STATEMENTS of {"text", "label", "type"} (rarely fewer), half of them true where all were found."""
+    """Up to ATTEMPTS of {"text", "label", "type"}; an attempt that fails is not repeated, which would tilt the labels."""
     found: dict[str, dict[str, Any]] = {}
-    for label in rng.shuffled([True, False] * (STATEMENTS // 2)):
-        for _ in range(4):
-            claim = labelled(world, label, tuple(PROPOSERS), rng)
-            style = sample_style(rng)._replace(definite=False, several=True)
-            if claim is None:
-                continue
+    for label in rng.shuffled([True, False] * (ATTEMPTS // 2)):
+        claim = labelled(world, label, tuple(PROPOSERS), rng)
+        style = sample_style(rng)._replace(definite=False, several=True)
+        if claim is not None:
             text = finish(say(claim[0], style), style)
-            if text not in found:
-                found[text] = {"text": text, "label": label, "type": claim[1]}
-                break
+            found.setdefault(text, {"text": text, "label": label, "type": claim[1]})
     return list(found.values())
 
 
@@ -181,22 +188,24 @@ def _open_question(kind: str, world: World, rng: Rng) -> tuple[str, str] | None:
     return asked.format(described), str(getattr(thing, kind))
 
 
+_OPEN = ("count", "count", "colour", "shape", "material", "size")
+_YES_NO = ("exists", "exists", "compare", "size", "relation")
+
+
 def questions(world: World, rng: Rng) -> list[dict[str, str]]:
-    """{"question", "answer", "type"}: exists, count, colour, compare and one more. Answers to yes-no questions are unguessable."""
-    found: list[dict[str, str]] = []
-    for kind in ("exists", "count", "colour", rng.choice(("compare", "size")), rng.choice(("relation", "shape", "material", "size?"))):
-        for _ in range(4):
-            if kind in ("count", "colour", "shape", "material", "size?"):
-                asked = _open_question(kind.removesuffix("?"), world, rng)
-            else:
-                label = rng.chance(1, 2)
-                claim = labelled(world, label, (kind,), rng)
-                style = sample_style(rng)._replace(definite=False)
-                asked = claim and (ask(claim[0], style), "yes" if label else "no")
-            if asked:
-                found.append({"question": asked[0], "answer": asked[1], "type": "compare" if kind == "size" else kind.removesuffix("?")})
-                break
-    return found
+    """{"question", "answer", "type"}: exists, count, colour, compare and others. Yes or no cannot be guessed from the question."""
+    found: dict[str, dict[str, str]] = {}
+    for kind in _OPEN:
+        asked = _open_question(kind, world, rng)
+        if asked:
+            found.setdefault(asked[0], {"question": asked[0], "answer": asked[1], "type": kind})
+    for kind in _YES_NO:
+        label = rng.chance(1, 2)
+        claim = labelled(world, label, (kind,), rng)
+        if claim:
+            text = ask(claim[0], sample_style(rng)._replace(definite=False))
+            found.setdefault(text, {"question": text, "answer": "yes" if label else "no", "type": "compare" if kind == "size" else kind})
+    return list(found.values())
 
 
 # Two pictures.
@@ -230,34 +239,27 @@ PAIR_PROPOSERS = {"in": _in, "pictures": _pictures, "more": _more_in, "together"
 
 
 def sample_pair(rng: Rng, split: str) -> tuple[World, World]:
-    """Two pictures that share a palette, as often as not twins of one another in several parts."""
-    left = right = sample_world(rng, split)
-    if rng.chance(1, 3):
-        return left, sample_world(rng, split)
-    for part in rng.sample(TWINS, 2):
-        right = twin(right, part, rng)
-    return left, right
+    """Two pictures that are independent but for their palette: the same few colours and shapes."""
+    left = sample_world(rng, split)
+    return left, sample_world(rng, split, left.palette)
 
 
 def pair_statements(worlds: tuple[World, World], rng: Rng) -> list[dict[str, Any]]:
-    """As ``statements``, about two pictures. The other pair shares one picture and has a fresh one or a twin beside it, or is turned."""
+    """As ``statements``, about two pictures. The other pair has a twin of one of them, or the two exchanged."""
     found: dict[str, dict[str, Any]] = {}
-    for label in rng.shuffled([True, False] * (STATEMENTS // 2)):
-        for _ in range(4):
-            kind, other = rng.choice(tuple(PAIR_PROPOSERS)), (worlds[1], worlds[0])
-            if rng.chance(4, 5):
-                side = rng.below(2)
-                changed = twin(worlds[side], rng.choice(TWINS), rng)
-                other = (changed, worlds[1]) if side == 0 else (worlds[0], changed)
-            true, false = (worlds, other) if label else (other, worlds)
-            claim = _find_pair(kind, true, false, rng)
-            style = sample_style(rng)._replace(definite=False, several=True)
-            if claim is None:
-                continue
+    for label in rng.shuffled([True, False] * (ATTEMPTS // 2)):
+        kind, other = rng.choice(tuple(PAIR_PROPOSERS)), (worlds[1], worlds[0])
+        if kind not in ("in", "more") or rng.chance(3, 4):
+            side = rng.below(2)
+            part = rng.choice(("colour", "colour", "shape", "shape", "material", "layout", "permute"))
+            changed = twin(worlds[side], part, rng)
+            other = (changed, worlds[1]) if side == 0 else (worlds[0], changed)
+        true, false = (worlds, other) if label else (other, worlds)
+        claim = _find_pair(kind, true, false, rng)
+        style = sample_style(rng)._replace(definite=False, several=True)
+        if claim is not None:
             text = finish(say_pair(claim, style), style)
-            if text not in found:
-                found[text] = {"text": text, "label": label, "type": kind}
-                break
+            found.setdefault(text, {"text": text, "label": label, "type": kind})
     return list(found.values())
 
 

@@ -30,7 +30,7 @@ COLOURS = {
     "black": (26, 26, 30),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
-SIZES = {"small": (112, 118, 124), "large": (178, 187, 196)}  # radii
+SIZES = {"small": (122, 129, 136), "large": (188, 197, 206)}  # radii
 MATERIALS = ("plain", "striped", "dotted", "hollow")
 # (colour, shape) pairs that no picture, caption, edit, statement or question of `train` and `val` contains. Each colour is held out once.
 HELD_OUT = frozenset(
@@ -46,7 +46,7 @@ HELD_OUT = frozenset(
     }
 )
 THINGS_OF_10 = (1, 2, 2, 2, 3, 3, 3, 4, 4, 4)  # how many things stand in a picture: ten equally likely cases
-GAP = 24  # between the bounding squares of two things
+GAP = 20  # between the bounding squares of two things
 PLACES = 16  # tries for one thing before the layout is begun again
 TWINS = ("layout", "colour", "shape", "size", "material", "permute")
 
@@ -76,13 +76,13 @@ class Rng:
         return self.below(of) < parts
 
     def choice(self, items: Sequence[T]) -> T:
-        return items[self.below(len(items))]
+        return items[(self.bits() * len(items)) >> 64]
 
     def sample(self, items: Sequence[T], k: int) -> list[T]:
         """k different items in random order (k at most len(items))."""
-        pool = list(items)
-        for i in range(k):
-            j = i + self.below(len(pool) - i)
+        pool, size = list(items), len(items)
+        for i in range(min(k, size - 1)):
+            j = i + ((self.bits() * (size - i)) >> 64)
             pool[i], pool[j] = pool[j], pool[i]
         return pool[:k]
 
@@ -156,10 +156,10 @@ def _sized(thing: Thing, rng: Rng) -> Thing:
     return thing._replace(size=size, radius=rng.choice(SIZES[size]))
 
 
-def sample_world(rng: Rng, split: str) -> World:
-    """A world of ``split``: "compositional" worlds hold at least one pair of HELD_OUT, all others none."""
+def sample_world(rng: Rng, split: str, palette: tuple[Combination, ...] | None = None) -> World:
+    """A world of ``split``: "compositional" worlds hold at least one pair of HELD_OUT, all others none. The palette may be given."""
     background = (226 + rng.below(26), 226 + rng.below(26), 226 + rng.below(26))
-    palette = _palette(rng)
+    palette = palette or _palette(rng)
     count = rng.choice(THINGS_OF_10)
     world = World((), background, palette, rng.below(count) if split.startswith("compositional") else -1)
     things = []
