@@ -43,6 +43,9 @@ def place(name: str) -> tuple[str, str, str]:
     if first in ("train", "val") and rest:
         if rest in _LOSS or rest.startswith(("lr/", "grad_norm/")):
             return "Loss", _LOSS.get(rest, _words(rest)), first
+        kinds = re.fullmatch(r"([^/]+)/(accuracy|distance)_(.+)", rest)
+        if kinds:
+            return "Objectives", f"{kinds[1]} {kinds[2]} by kind, {first}", kinds[3].replace("_", " ")
         section = "Objectives" if rest.count("/") == 1 or first == "train" else "Validation"
         return section, _words(rest), first
     title = _words(rest or name)

@@ -6,6 +6,7 @@ import datetime
 import math
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmpretrain.report.markup import Html, duration, number, tag
@@ -41,7 +42,12 @@ def header(run: Run, metrics: Mapping[str, Series], result: Result | None, envir
 
 
 def _command(value: Any) -> str:
-    return shlex.join(str(item) for item in value) if isinstance(value, list) else str(value)
+    """The command line as it would be typed: the program by its name, ``python -m package`` by the package."""
+    if not isinstance(value, list) or not value:
+        return str(value)
+    program = Path(str(value[0]))
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *(str(item) for item in value[1:])])
 
 
 def _started(environment: Mapping[str, Any], times: list[float]) -> str | None:

@@ -23,7 +23,7 @@ def write_run(path: Path, steps: int = 400, panels: tuple[int, ...] = (100, 200,
     config = "# resolved\nmodel:\n  class_path: mmpretrain.models.vilt.ViLT\ntrainer:\n"
     (path / "config.yaml").write_text(f"{config}  max_steps: {steps}\nnote: {HOSTILE!r}\n")
     environment = {
-        "command": ["mmpretrain", "fit", "--config", "vilt.yaml", "--trainer.max_steps", str(steps)],
+        "command": ["/usr/lib/mmpretrain/__main__.py", "fit", "--config", "vilt.yaml", "--trainer.max_steps", str(steps)],
         "started": "2026-01-01T12:00:00+00:00",
         "versions": {"mmpretrain": "0.1.0", "torch": "2.15.0", "lightning": "2.6.6", "python": "3.11.9"},
         "machine": {"cpu": "Example CPU", "cores": 2, "memory_gib": 16, "accelerator": None},

@@ -123,6 +123,7 @@ def test_pictures_outside_the_run_are_not_read(tmp_path: Path) -> None:
     [
         ("train/loss", ("Loss", "loss", "train")),
         ("val/loss", ("Loss", "loss", "val")),
+        ("val/itm/accuracy_edit", ("Objectives", "itm accuracy by kind, val", "edit")),
         ("train/lr", ("Loss", "learning rate", "train")),
         ("val/itm/accuracy", ("Objectives", "itm accuracy", "val")),
         ("val/retrieval/scenes/t2i_R@10", ("Validation", "retrieval scenes: text to image", "R@10")),
