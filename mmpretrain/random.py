@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
+_WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
@@ -57,11 +57,10 @@ def integers(keys_B: Tensor, stream: int, n: int, high: int) -> Tensor:
 
 def key_of(*values: int) -> int:
     """One signed 64-bit key of several integers (seed, epoch, position, ...), on the host."""
-    state = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for value in values:
-            x = (state ^ np.uint64(value & 0xFFFFFFFFFFFFFFFF)) + np.uint64(_GOLDEN)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX1)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX2)
-            state = x ^ (x >> np.uint64(31))
-    return _signed(int(state))
+    state = 0
+    for value in values:
+        x = ((state ^ (value & _WORD)) + _GOLDEN) & _WORD
+        x = ((x ^ (x >> 30)) * _MIX1) & _WORD
+        x = ((x ^ (x >> 27)) * _MIX2) & _WORD
+        state = x ^ (x >> 31)
+    return _signed(state)

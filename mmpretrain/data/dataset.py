@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -23,10 +24,12 @@ from mmpretrain.types import Batch, Example, Preparer, Sample, Tokens
 _WORD = (1 << 64) - 1
 _TRIES = 16
 
+_stream = functools.lru_cache(1024)(stream)
+
 
 def generator(*values: int, name: str) -> np.random.Generator:
     """A counter-based generator keyed by integers and the name of its use."""
-    return np.random.Generator(np.random.Philox(key=np.array([key_of(*values) & _WORD, stream(name)], dtype=np.uint64)))
+    return np.random.Generator(np.random.Philox(key=np.array([key_of(*values) & _WORD, _stream(name)], dtype=np.uint64)))
 
 
 class Source:

@@ -1,0 +1,31 @@
+"""Fixtures for all tests. Test files import helpers as ``helpers.NAME``: pytest puts this folder on the path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from helpers.shards import write_shards
+
+
+@pytest.fixture
+def real_shards() -> Path:
+    """The folder of the real shards; the test is skipped without it."""
+    named = os.environ.get("MMPRETRAIN_REAL_SHARDS")
+    if not named or not Path(named).is_dir():
+        pytest.skip("MMPRETRAIN_REAL_SHARDS does not name the folder of the real shards")
+    return Path(named)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of this test alone."""
+    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "own-cache"))
+    return tmp_path / "own-cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards with 5, 4 and 3 captioned samples. Not to be changed."""
+    return write_shards(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,183 @@
+"""Tokenizers: the same vocabulary in every process, words, truncation, round trips, and equality with open_clip and transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from helpers.shards import caption, write_shards
+
+from mmpretrain.data import tokenizer_files, tokenizer_training
+from mmpretrain.data.errors import DataError
+from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.text import TextOptions, Tokenizer
+
+CORPUS = [caption(n, v) for n in range(200) for v in range(2)] + [
+    "Don't panic: the café's sign, naïve & big-boned, says 50%!",
+    "黑猫 sits on a mat (twice)",
+    "unbelievably unaffordable affordability",
+]
+TEXTS = [*CORPUS[:3], *CORPUS[-3:], "zzz qqq", "A  b\tc", "", "😀 smile"]
+KINDS = ("wordpiece", "byte_bpe", "clip")
+
+
+def made(kind: str, max_tokens: int = 24) -> Tokenizer:
+    if kind == "clip":
+        return tokenizer_files.clip(max_tokens)
+    return tokenizer_training.train(lambda: CORPUS, TextOptions(kind, vocab_size=600), max_tokens)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request) -> Tokenizer:
+    return made(request.param)
+
+
+TRAIN = """
+import hashlib, json, sys
+from mmpretrain.data.text import TextOptions
+from mmpretrain.data.tokenizer_training import train
+corpus = json.load(open(sys.argv[1]))
+for kind in ("wordpiece", "byte_bpe"):
+    print(hashlib.sha256(train(lambda: corpus, TextOptions(kind, vocab_size=600), 24).to_json().encode()).hexdigest())
+"""
+
+
+def test_training_gives_the_same_ids_in_every_process(tmp_path):
+    (tmp_path / "corpus.json").write_text(json.dumps(CORPUS))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = [sys.executable, "-c", TRAIN, str(tmp_path / "corpus.json")]
+    found = {subprocess.run(run, capture_output=True, text=True, env=environment, check=True).stdout for _ in range(3)}
+    assert len(found) == 1
+
+
+def test_specials_words_and_lengths(tokenizer):
+    vocabulary = tokenizer.vocabulary
+    assert vocabulary.size == max(tokenizer.backend.get_vocab().values()) + 1
+    for text in TEXTS:
+        found = tokenizer.tokenize(text)
+        assert len(found.ids) == len(found.words) <= 24 and found.text == text
+        assert (found.ids[0], found.ids[-1]) == (vocabulary.cls, vocabulary.sep)
+        assert found.words[0] == found.words[-1] == -1
+        inner = found.words[1:-1]
+        assert -1 not in inner and list(inner) == sorted(inner) and set(inner) == set(range(len(set(inner))))
+
+
+def test_truncation_keeps_the_final_special_token(tokenizer):
+    short = tokenizer.with_max_tokens(6)
+    whole, cut = tokenizer.tokenize(CORPUS[-1]), short.tokenize(CORPUS[-1])
+    assert len(cut.ids) == 6 and cut.ids[-1] == tokenizer.vocabulary.sep and cut.ids[:-1] == whole.ids[:5]
+    with pytest.raises(DataError, match="leaves no room"):
+        tokenizer.with_max_tokens(2)
+
+
+def test_round_trips(tokenizer):
+    for again in (Tokenizer.from_json(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer))):  # noqa: S301  (our own bytes)
+        assert again.vocabulary == tokenizer.vocabulary and again.max_tokens == 24
+        assert [again.tokenize(text) for text in TEXTS] == [tokenizer.tokenize(text) for text in TEXTS]
+    assert tokenizer.decode(tokenizer.tokenize("a red circle and a square").ids) == "a red circle and a square"
+    assert all(isinstance(tokenizer.token(i), str) for i in tokenizer.tokenize(CORPUS[0]).ids)
+    with pytest.raises(DataError, match="cannot be read"):
+        Tokenizer.from_json("{}")
+
+
+def test_a_caption_cannot_spell_special_tokens(tokenizer):
+    vocabulary = tokenizer.vocabulary
+    for role in tokenizer.roles.values():
+        found = tokenizer.tokenize(f"a {role} b").ids
+        assert not set(found[1:-1]) & (set(vocabulary.special) - {tokenizer.backend.token_to_id(tokenizer.roles.get("unk", ""))})
+
+
+def test_words_of_each_kind():
+    def groups(kind: str, text: str) -> list[str]:
+        tokenizer = made(kind)
+        found = tokenizer.tokenize(text)
+        words: dict[int, str] = {}
+        for number, word in zip(found.ids, found.words, strict=True):
+            words[word] = words.get(word, "") + tokenizer.token(number).strip() if word >= 0 else ""
+        return [words[word] for word in sorted(words) if word >= 0]
+
+    assert groups("wordpiece", "unaffordable, quince!") == ["unaffordable", ",", "quince", "!"]
+    assert groups("byte_bpe", "unaffordable, quince!") == ["unaffordable,", "quince!"]  # a leading space starts a word
+    assert groups("clip", "unaffordable, quince!") == ["unaffordable", ",", "quince", "!"]
+
+
+def test_clip_equals_open_clip():
+    theirs = pytest.importorskip("open_clip").get_tokenizer("ViT-B-32")
+    ours = tokenizer_files.clip(77)
+    assert (ours.size, ours.vocabulary.cls, ours.vocabulary.sep, ours.pad_id) == (49408, 49406, 49407, 0)
+    for text in [*TEXTS, "x &amp;amp; y &lt;b&gt;", "the cafÃ©", "I'll they've", "a" * 400, "１２３ ½ ﬁ", "ÀÉÎ ß"]:
+        row = theirs([text])[0].tolist()
+        ids = list(ours.tokenize(text).ids)
+        assert ids + [0] * (77 - len(ids)) == row, text
+    with pytest.raises(DataError, match="at most 77"):
+        tokenizer_files.clip(78)
+
+
+def test_transformers_opens_the_saved_folder_with_equal_ids(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save_transformers(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    name = {"wordpiece": "BertTokenizer", "byte_bpe": "RobertaTokenizer", "clip": "CLIPTokenizer"}[tokenizer.style]
+    assert type(theirs).__name__.removesuffix("Fast") == name and theirs.model_max_length == 24
+    direct = getattr(transformers, name).from_pretrained(tmp_path)
+    for text in TEXTS:
+        for other in (theirs, direct):
+            assert tuple(other(text, truncation=True)["input_ids"]) == tokenizer.tokenize(text).ids, text
+    again = tokenizer_files.folder(tmp_path, 24)
+    assert [again.tokenize(text).ids for text in TEXTS[:-1]] == [tokenizer.tokenize(text).ids for text in TEXTS[:-1]]
+    assert again.style == tokenizer.style and again.vocabulary == tokenizer.vocabulary
+    assert {path.name for path in tmp_path.iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_folders_saved_by_transformers_are_read(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    made("wordpiece").save_transformers(tmp_path / "a")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    ours = tokenizer_files.folder(tmp_path / "b", 24)
+    assert [ours.tokenize(text) for text in TEXTS] == [made("wordpiece").tokenize(text) for text in TEXTS]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "vocab.txt").write_text((tmp_path / "a" / "vocab.txt").read_text())
+    assert tokenizer_files.folder(tmp_path / "c", 24).tokenize(TEXTS[0]) == ours.tokenize(TEXTS[0])
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+        tokenizer_files.folder(tmp_path, 24)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="the tokenizer cannot be read"):
+        tokenizer_files.folder(tmp_path, 24)
+    made("byte_bpe").save_transformers(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match="no padding token"):
+        tokenizer_files.folder(tmp_path, 24)
+
+
+def test_training_on_shards_is_cached_by_their_contents(tmp_path, own_cache, monkeypatch):
+    reader = ShardReader(sorted(write_shards(tmp_path / "a", (6, 6)).glob("*.tar")))
+    options = TextOptions(vocab_size=300)
+    first = tokenizer_training.make(options, 16, reader)
+    assert len(list((own_cache / "tokenizers").iterdir())) == 1
+    monkeypatch.setattr(tokenizer_training, "train", lambda *a: pytest.fail("trained again"))
+    again = tokenizer_training.make(options, 12, ShardReader(reader.paths))
+    assert again.vocabulary == first.vocabulary and again.max_tokens == 12
+    other = ShardReader(sorted(write_shards(tmp_path / "b", (6, 7)).glob("*.tar")))
+    with pytest.raises(pytest.fail.Exception):
+        tokenizer_training.make(options, 16, other)
+
+
+def test_impossible_options_are_refused(tiny_shards):
+    reader = ShardReader(sorted(tiny_shards.glob("*.tar")))
+    for options, message in [
+        (TextOptions(vocab_size=10), "vocab_size=10 is too small"),
+        (TextOptions("byte_bpe", vocab_size=100), "vocab_size=100 is too small"),
+        (TextOptions("bert-base-uncased"), "neither wordpiece, byte_bpe or clip, nor an existing folder"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            tokenizer_training.make(options, 16, reader)
+    with pytest.raises(DataError, match="hold no text"):
+        tokenizer_training.train(lambda: [], TextOptions(), 16)
