@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mmpretrain.data.collate import Collator
 from mmpretrain.evaluate.engine import Engine, Runner
 from mmpretrain.evaluate.inputs import ImageLike, picture_of
 from mmpretrain.types import Collate, Tokens, Vocabulary
-
-__all__ = ["ImageLike", "Pretrained", "load"]
 
 IMAGES = 512  # decoded images held at a time
 
@@ -136,6 +134,12 @@ class Pretrained(Engine):
         rows, columns = np.divmod(np.arange(n * m), max(m, 1))
         return self._as(self.match(pixels, tokens, rows, columns).view(n, m), output)
 
+    def real_samples(self, n: int = 8) -> tuple[list[Image.Image], list[str], str]:
+        """Up to ``n`` images and texts of the data of the run, and where they come from."""
+        from mmpretrain.evaluate.samples import real_samples
+
+        return real_samples(self, n)
+
     def _as(self, scores: Tensor, output: str) -> Tensor:
         if output not in ("score", "logit", "probability"):
             raise ValueError(f"score: output is 'score', 'logit' or 'probability', not {output!r}")
@@ -147,20 +151,3 @@ class Pretrained(Engine):
                 raise ValueError("score: this model was trained with a softmax over the batch, so a pair has no probability; use 'logit'")
             scores = scores * scale + (bias or 0.0)
         return scores.sigmoid() if output == "probability" else scores
-
-
-def load(path: str | Path, weights: str = "auto", which: str = "best", device: str | torch.device = "cpu") -> Pretrained:
-    """Open a checkpoint for inference: ``mmpretrain.load``. See :func:`mmpretrain.evaluate.loading.load`.
-
-    Args:
-        path: a checkpoint file or folder, or the folder of a run.
-        weights: ``raw``, ``ema``, or ``auto``: the average where the checkpoint has one.
-        which: of a run: ``best`` (the last one where none is marked best) or ``last``.
-        device: where the model goes.
-
-    Raises:
-        ValueError: with one line that says what is wrong.
-    """
-    from mmpretrain.evaluate import loading
-
-    return loading.load(path, weights, which, device)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from mmpretrain.data.errors import BadSample
+from mmpretrain.data.decode import decode_image
+from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.types import Sample
@@ -104,3 +106,42 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while part := list(itertools.islice(iterator, size)):
         yield part
+
+
+def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image], list[str], str]:
+    """Up to ``n`` images and texts of the data of the run: (images, texts, where they come from).
+
+    The validation sets of the configuration are tried first, then the training data. Where none of them is on this machine, pictures of
+    noise at four sizes and texts of random words of the vocabulary stand in, and the third value says so.
+    """
+    data = pretrained.config.get("data") or {}
+    val = data.get("val") or {}
+    for source in [*(val.values() if isinstance(val, Mapping) else ()), *([data["train"]] if data.get("train") else ())]:
+        try:
+            found = open_set("samples", source)
+        except DataError as error:
+            _LOG.info("not used for the comparison: %s", error)
+            continue
+        images, texts = [], []
+        for sample in chosen(found, 4 * n, lambda sample: single_image(sample) and bool(sample.captions or sample.statements)):
+            try:
+                images.append(decode_image(sample.images[0]))
+            except BadSample as error:
+                _LOG.warning("left out of the comparison: sample %s: %s", sample.key, error)
+                continue
+            texts.append(sample.captions[0] if sample.captions else sample.statements[0].text)
+            if len(images) == n:
+                return images, texts, str(source)
+        if images:
+            return images, texts, str(source)
+    return (*_stand_ins(pretrained, n), "noise and random words: the data of the run are not on this machine")
+
+
+def _stand_ins(pretrained: Pretrained, n: int) -> tuple[list[Image.Image], list[str]]:
+    rng = np.random.default_rng(0)
+    sizes = [((96, 128), (128, 96), (120, 120), (64, 160))[i % 4] for i in range(n)]
+    images = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    if pretrained.tokenizer is None:
+        return images, [""] * n
+    words = [i for i in range(pretrained.vocabulary.size) if i not in pretrained.vocabulary.special]
+    return images, [pretrained.tokenizer.decode(rng.choice(words, size=2 + i).tolist()) for i in range(n)]

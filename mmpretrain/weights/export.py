@@ -28,9 +28,8 @@ def export(
     pretrained: Any,
     to: str,
     out: Path | str,
-    images: Sequence[Any],
-    texts: Sequence[str],
-    samples: str = "given",
+    images: Sequence[Any] | None = None,
+    texts: Sequence[str] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Path:
     """Write the folder ``out`` and prove it equal.
@@ -39,9 +38,8 @@ def export(
         pretrained: an ``evaluate.Pretrained``.
         to: "transformers", "open_clip" or "timm".
         out: a folder that does not exist yet, or is empty.
-        images: PIL images to compare on; real ones, of different sizes.
-        texts: texts to compare on, of different lengths.
-        samples: where these come from, for the report.
+        images: PIL images to compare on; None: samples of the data of the run.
+        texts: texts to compare on; None: samples of the data of the run.
         tolerance: largest difference that counts as equal, absolute for vectors of length 1 and for numbers up to 1, relative beyond.
 
     Returns:
@@ -52,6 +50,10 @@ def export(
     """
     out = Path(out)
     family, write = _writer(pretrained.model, to)
+    samples = "given"
+    if images is None or texts is None:
+        own_images, own_texts, samples = pretrained.real_samples()
+        images, texts = own_images if images is None else images, own_texts if texts is None else texts
     if not images or not texts:
         raise ExportError("export: the proof needs at least one image and one text")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

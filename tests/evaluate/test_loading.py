@@ -27,9 +27,9 @@ def pictures(n: int = 3) -> list[Image.Image]:
 
 
 def test_top_level_names() -> None:
-    from mmpretrain.evaluate import pretrained
+    from mmpretrain.evaluate import loading, pretrained
 
-    assert mmpretrain.load is pretrained.load and mmpretrain.Pretrained is pretrained.Pretrained
+    assert mmpretrain.load is loading.load and mmpretrain.Pretrained is pretrained.Pretrained
 
 
 def test_clip_scores(tmp_path: Path) -> None:

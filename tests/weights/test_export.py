@@ -121,3 +121,15 @@ def test_folders_open_without_this_suite(system: str, to: str, tmp_path: Path) -
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) > 1000
+
+
+def test_samples_come_from_the_data_of_the_run(tmp_path: Path) -> None:
+    from mmpretrain.data_tools import scenes
+
+    shards = scenes.write(tmp_path / "val", n=4, seed=0, split="val", progress=False)
+    model = mmpretrain.load(checkpoint(tmp_path / "a.ckpt", "clip"))
+    report = json.loads(export(model, "open_clip", tmp_path / "noise").read_text())
+    assert report["samples"]["from"].startswith("noise") and report["samples"]["images"] == 8
+    model.config["data"]["val"] = {"gone": str(tmp_path / "gone"), "scenes": str(shards)}
+    report = json.loads(export(model, "open_clip", tmp_path / "real").read_text())
+    assert report["samples"] == {"from": str(shards), "images": 4, "texts": 4}
