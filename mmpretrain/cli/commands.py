@@ -20,11 +20,16 @@ class OneLine(argparse.ArgumentParser):
     """An argparse parser whose errors are one line; unknown options name the nearest."""
 
     def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
         if message.startswith("unrecognized arguments: "):
             word = message.removeprefix("unrecognized arguments: ").split()[0]
-            message = f"unknown option '{word}'.{nearest(word.split('=')[0], known)}"
+            message = f"unknown option '{word}'.{nearest(word.split('=')[0], _options(self))}"
         sys.exit(show(f"{self.prog.removeprefix('mmpretrain ')}: {message.rstrip('.')}. See {self.prog} --help"))
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    found = [option for action in parser._actions for option in action.option_strings]
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found + [option for action in inner for sub in action.choices.values() for option in _options(sub)]
 
 
 def guarded(function: Any, *args: Any, **kwargs: Any) -> Any:

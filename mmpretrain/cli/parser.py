@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import re
@@ -23,13 +24,19 @@ class Parser(LightningArgumentParser):
     origin: Mapping[str, str] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside a parser, for the arguments of a class: the outer one adds where it is
+            super().error(message, ex)
         raise Refused(explain(message, options(self), type(self).origin)) from ex
 
 
-def options(parser: Parser) -> list[str]:
-    """Every dotted key that the parser knows at its first levels."""
-    found = [option.removeprefix("--") for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    return [name for name in found if name not in ("help", "print_config")]
+def options(parser: argparse.ArgumentParser) -> list[str]:
+    """Every dotted key that the parser and its sub-commands know at their first levels."""
+    found = []
+    for action in parser._actions:
+        found += [option.removeprefix("--") for option in action.option_strings if option.startswith("--")]
+        if isinstance(action.choices, Mapping):
+            found += [name for inner in action.choices.values() if isinstance(inner, argparse.ArgumentParser) for name in options(inner)]
+    return [name for name in dict.fromkeys(found) if name not in ("help", "print_config")]
 
 
 def accepted(class_path: str) -> list[str]:
@@ -99,6 +106,8 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str]) -> st
     body = re.sub(r'[Pp]arser key "[^"]+":', "", message)
     body = re.sub(r"Problem with given class_path '([^']+)':", "", body)
     body = _plain(" ".join(body.split()))
+    if "has no attribute" in body and classes:
+        body = f"there is no class '{classes[-1]}'"
     return f"{key}{_where(key, origin)}: {body}" if key else body
 
 

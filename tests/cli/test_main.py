@@ -84,7 +84,8 @@ def test_it_stops_even_when_our_files_were_overwritten(tmp_path):
     (tmp_path / "mmpretrain" / "__init__.py").write_text("raise ImportError('mmcv is missing')\n")
     import mmpretrain_cli_entry
 
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import runpy; runpy.run_path({mmpretrain_cli_entry.__file__!r}, run_name='__main__')"
+    entry = mmpretrain_cli_entry.__file__
+    code = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}]; runpy.run_path({entry!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "OpenMMLab" in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,116 @@
+"""What a user sees for a wrong option, key, value or file: one line that names it, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mmpretrain.cli.main import main
+
+
+def refused(capfd, *words: str) -> str:
+    """The one line that the command prints to stderr."""
+    assert main(["fit", *words]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line and not line.startswith("INFO")]
+    assert len(lines) == 1 and lines[0].startswith("mmpretrain: error: "), lines
+    return lines[0].removeprefix("mmpretrain: error: ")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MMPRETRAIN_RUN_DIR", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--trainer.max_stps", "3"], r"unknown option '--trainer.max_stps'. Did you mean '--trainer.max_steps'\?"),
+        (["--trainer.max_stps=3"], r"unknown option '--trainer.max_stps'. Did you mean '--trainer.max_steps'\?"),
+        (["max_steps"], r"'max_steps' is not an option; options start with '--'"),
+        (["--trainer.max_steps", "abc"], r"trainer.max_steps.*int.*abc"),
+        (["--model.optimizer.lrr", "1"], r"model.optimizer: mmpretrain.train.optim.Optimizer has no argument 'lrr'.* Did you mean 'lr'\?"),
+        (["--model.optimizer.lr", "fast"], r"model.optimizer.lr.*float.*fast"),
+        (["--model.objectives.mlm.init_args.prb=0.3"], r"model.objectives.*MLM has no argument 'prb'.* Did you mean 'prob'\?"),
+        (["--data.image.mode", "vlit"], r"data.image.mode.*vlit"),
+        (["--config"], r"--config needs the name of a file"),
+        (["--config", "vlit.yaml"], r"there is no file 'vlit.yaml'.*Did you mean 'vilt.yaml'\?"),
+        (["--ckpt_path", "nothing.ckpt"], r"there is no checkpoint nothing.ckpt"),
+        (["--ckpt_path", "last"], r"no run under .* has a checkpoint yet"),
+        (["--data.train", "no/such/folder"], r"no/such/folder does not exist"),
+        (["--model.objectives.itm.init_args.negatives", "{pictures: 1.0}"], r"unknown kind of negatives pictures"),
+        (["--trainer.accumulate_grad_batches", "0"], r"accumulate_grad_batches=0"),
+    ],
+)
+def test_on_the_command_line(capfd, words, says):
+    assert re.search(says, refused(capfd, "--config", "vilt.yaml", *words))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("trainer: {max_stps: 3}", r"unknown key 'trainer.max_stps' \(in .*mine.yaml\). Did you mean 'trainer.max_steps'\?"),
+        ("trainr: {max_steps: 3}", r"unknown key 'trainr.max_steps' \(in .*mine.yaml\)"),
+        ("model: {optimizer: {lrr: 1}}", r"Optimizer has no argument 'lrr'.*Did you mean 'lr'\?"),
+        ("model: {system: {class_path: mmpretrain.models.vilt.VILT}}", r"model.system.*mmpretrain.models.vilt.VILT"),
+        ("data: {batch_size: many}", r"data.batch_size \(in .*mine.yaml\).*int.*many"),
+        ("a: [1", r"mine.yaml, line 2.*not readable as YAML"),
+    ],
+)
+def test_in_a_file(capfd, tmp_path, text, says):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    assert re.search(says, refused(capfd, "--config", "vilt.yaml", "--config", "mine.yaml"))
+
+
+def test_nothing_given_says_where_to_start(capfd):
+    assert re.search(r"missing: model.system.*--config vilt.yaml", refused(capfd))
+
+
+def test_a_file_that_is_no_checkpoint(capfd, tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"nothing")
+    assert "a.ckpt: not a readable checkpoint" in refused(capfd, "--config", "vilt.yaml", "--ckpt_path", "a.ckpt")
+
+
+def test_no_run_folder_is_left_behind(capfd, tmp_path):
+    refused(capfd, "--config", "vilt.yaml", "--trainer.max_stps", "3")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["evaluate", "nothing"], "there is no checkpoint nothing"),
+        (["export", "nothing", "--to", "onnx", "--out", "x"], "invalid choice: 'onnx'"),
+        (["data", "scenes", "--out", "x", "--n", "4", "--sed", "1"], "unknown option '--sed'. Did you mean '--seed'?"),
+        (["data", "index", "nothing"], "nothing does not exist"),
+        (["report", "nothing"], "nothing"),
+        (["embed", "nothing", "--data", "x", "--out", "x.npz"], "there is no checkpoint nothing"),
+    ],
+)
+def test_the_other_commands(capfd, words, says):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    error = capfd.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and says in error, error
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    from mmpretrain.cli import train
+
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(train, "prepare", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["fit", "--config", "vilt.yaml"])
+
+
+def test_a_user_error_shows_where_it_came_from_on_request(monkeypatch):
+    from mmpretrain.cli.errors import UserError
+
+    monkeypatch.setenv("MMPRETRAIN_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        main(["fit", "--config", "vlit.yaml"])
