@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mmpretrain.report.run import Series
 
 SECTIONS = ("Loss", "Objectives", "Validation", "Speed", "Data", "Other")
+_MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot")
 _LOSS = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm"}
 POINT_LIMIT = 1200  # per line; more cannot be seen and would make the page heavy
 _FIRST = {"speed": "Speed", "memory": "Speed", "data": "Data", "val": "Validation", "test": "Validation"}
@@ -36,21 +37,44 @@ def place(name: str) -> tuple[str, str, str]:
     ('Validation', 'retrieval coco: image to text', 'R@5')
     """
     first, _, rest = name.partition("/")
-    recall = re.fullmatch(r"(.*?)/?(i2t|t2i)_(R@\d+)", rest)
-    if recall:
-        direction = "image to text" if recall[2] == "i2t" else "text to image"
-        return "Validation", f"{recall[1].replace('/', ' ') or first}: {direction}", recall[3]
-    if first in ("train", "val") and rest:
-        if rest in _LOSS or rest.startswith(("lr/", "grad_norm/")):
-            return "Loss", _LOSS.get(rest, _words(rest)), first
-        kinds = re.fullmatch(r"([^/]+)/(accuracy|distance)_(.+)", rest)
-        if kinds:
-            return "Objectives", f"{kinds[1]} {kinds[2]} by kind, {first}", kinds[3].replace("_", " ")
-        section = "Objectives" if rest.count("/") == 1 or first == "train" else "Validation"
-        return section, _words(rest), first
+    if first in ("train", "val", "test") and rest:
+        return _objective(first, rest) or _measured(first, rest)
     title = _words(rest or name)
     title = {"rss gib": "memory, GiB", "wait share": "share of time waiting"}.get(title, title.replace(" per s", "/s"))
     return _FIRST.get(first, "Other"), title, ""
+
+
+def _objective(split: str, rest: str) -> tuple[str, str, str] | None:
+    """Losses, rates and what objectives say of themselves: ``mlm/loss``, ``itm/accuracy_edit``, ``<validation set>/mlm/loss``."""
+    parts = rest.split("/")
+    if rest == "loss" or parts[0] in ("lr", "grad_norm"):
+        return "Loss", _LOSS.get(rest, _words(rest)), split
+    if len(parts) == 3 and parts[0] not in _MEASUREMENTS:
+        split, parts = f"{split} {parts[0]}", parts[1:]
+    if len(parts) != 2:
+        return None if len(parts) > 2 or split != "train" else ("Other", _words(rest), split)
+    kind = re.fullmatch(r"(accuracy|distance)_(.+)", parts[1])
+    if kind:
+        return "Objectives", f"{parts[0]} {kind[1]} by kind, {split}", _words(kind[2])
+    return "Objectives", _words("/".join(parts)), split
+
+
+def _measured(split: str, rest: str) -> tuple[str, str, str]:
+    """What ``evaluate`` measures: ``retrieval/<set>/i2t_R@5``, ``matching/<set>/edits/colour/accuracy``, ``mlm/<set>/accuracy``."""
+    *path, leaf = rest.split("/")
+    where = " ".join(path[:2]) + (", test" if split == "test" else "")
+    direction = {"i2t": "image to text", "t2i": "text to image"}.get(leaf.partition("_")[0])
+    if direction is not None:
+        of = leaf.partition("_")[2]
+        return ("Validation", f"{where}: {direction}", of) if of.startswith("R@") else ("Validation", f"{where}: {_words(of)}", direction)
+    if path and path[0] == "matching" and len(path) == 3:
+        return "Validation", f"{where}: {_words(leaf)}", path[2]
+    if path and path[0] == "matching" and len(path) > 3:
+        return "Validation", f"{where}: {_words(leaf)} by {path[2].removesuffix('s')}", " ".join(path[3:])
+    without = leaf.endswith("_without_image")
+    if leaf == "accuracy" or without:
+        return "Validation", f"{where}: accuracy", "without image" if without else "with image"
+    return "Validation", where or _words(rest), _words(leaf)
 
 
 def _words(name: str) -> str:
@@ -68,7 +92,8 @@ def charts(metrics: Mapping[str, Series]) -> list[Chart]:
     for (section, title), lines in groups.items():
         lines.sort(key=lambda line: (line.name != "train", _natural(line.name)))
         made.append(Chart(section, title, _unit(title, lines), tuple(lines)))
-    return sorted(made, key=lambda chart: (SECTIONS.index(chart.section), chart.title != "loss", _natural(chart.title)))
+    first = {"loss": 0, "retrieval": 0}
+    return sorted(made, key=lambda c: (SECTIONS.index(c.section), first.get(c.title.split()[0], 1), _natural(c.title)))
 
 
 def thin(series: Series, limit: int = POINT_LIMIT) -> Series:
@@ -109,7 +134,7 @@ def payload(made: list[Chart]) -> list[dict[str, Any]]:
 
 
 def _unit(title: str, lines: list[Line]) -> str:
-    share = re.search(r"accuracy|share|R@|image to text|text to image|top\d", title)
+    share = re.search(r"accuracy|share|preferred|image to text|text to image|top\d", title)
     inside = all(0 <= v <= 1 for line in lines for v in line.series.values if math.isfinite(v))
     return "%" if share and inside else ""
 

@@ -9,6 +9,7 @@ from mmpretrain.report.markup import Html, Pictures, join, tag
 from mmpretrain.report.panels_schema import AlignmentPanel, Guess, Hit, MaskedPanel, Query, RetrievalPanel, Word, WordMap
 from mmpretrain.report.run import StoredPanel
 
+WORTH_SHOWING = 0.02  # less probable further guesses are left out
 STEP_LIMIT = 6  # validations shown per panel, evenly spread, the last always
 
 TITLES = {
@@ -95,8 +96,12 @@ def _text_query(query: Query, stored: StoredPanel, pictures: Pictures) -> Html:
 
 def _picture_hit(place: int, hit: Hit, stored: StoredPanel, pictures: Pictures) -> Html:
     alt = f"result {place}{', the right one' if hit.right else ''}" + (f": {hit.text}" if hit.text else "")
-    caption = tag("small", "✓ " if hit.right else "", f"{hit.score:.2f}")
+    caption = tag("small", "✓ " if hit.right else "", _score(hit))
     return tag("li", pictures.img(stored.folder, hit.image, alt), caption, class_="right" if hit.right else None, title=hit.text)
+
+
+def _score(hit: Hit) -> str:
+    return f"{hit.score:.2f}" if abs(hit.score) >= 1 else f"{hit.score:.3f}"
 
 
 def _image_query(query: Query, stored: StoredPanel, pictures: Pictures) -> Html:
@@ -104,7 +109,7 @@ def _image_query(query: Query, stored: StoredPanel, pictures: Pictures) -> Html:
         tag(
             "li",
             tag("span", "✓ " if hit.right else "", hit.text or ""),
-            tag("small", f"{hit.score:.2f}"),
+            tag("small", _score(hit)),
             class_="right" if hit.right else None,
         )
         for hit in query.hits
@@ -139,7 +144,7 @@ def _word(word: Word, first: bool) -> Html:
     if best.text == word.text:
         return join([space, tag("span", tag("b", "✓ ", best.text), tag("small", _percent(best)), class_="guess good")])
     truth = next((guess for guess in word.guesses if guess.text == word.text), None)
-    others = [guess for guess in word.guesses[1:4] if guess is not truth]
+    others = [guess for guess in word.guesses[1:4] if guess is not truth and guess.probability >= WORTH_SHOWING]
     line = join(
         [
             tag("b", "✗ ", best.text),

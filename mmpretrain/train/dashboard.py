@@ -182,7 +182,16 @@ class WandbDashboard(WandbLogger):
         if isinstance(panel.body, MaskedPanel):
             self.experiment.log({key: wandb.Table(columns=list(COLUMNS), data=masked_rows(panel.body)), STEP: panel.step})
         elif sheets:
-            self.experiment.log({key: [wandb.Image(sheet) for sheet in sheets], STEP: panel.step})
+            self.experiment.log({key: [wandb.Image(sheet) for sheet in _alike(sheets)], STEP: panel.step})
+
+
+def _alike(sheets: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures padded to one size, which W&B asks of pictures shown together."""
+    size = (max(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets))
+    made = [Image.new("RGB", size, "white") for _ in sheets]
+    for whole, sheet in zip(made, sheets, strict=True):
+        whole.paste(sheet, (0, 0))
+    return made
 
 
 COLUMNS = ("text", "hidden word", "prediction", "probability", "right", "other guesses")

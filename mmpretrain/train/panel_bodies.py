@@ -74,7 +74,12 @@ def tokens(batch: Batch, piece: Callable[[int], str], special: Sequence[int]) ->
 
 def sentence(spelt: Sequence[tuple[str, bool]]) -> str:
     """A text from its tokens."""
-    return "".join(text if glued else f" {text}" for text, glued in spelt if text).strip()
+    return "".join(text if glued or closes(text) else f" {text}" for text, glued in spelt if text).strip()
+
+
+def closes(text: str) -> bool:
+    """Whether a token is punctuation that follows a word without a space."""
+    return bool(text) and all(letter in ".,;:!?)]%" for letter in text)
 
 
 def retrieval(batch: Batch, shown: Shown, score: Callable[[Any], Tensor] | None, forward: Forward, queries: int) -> RetrievalPanel:
@@ -126,7 +131,7 @@ def masked(batch: Batch, shown: Shown, objective: Any, piece: Callable[[int], st
         by_slot = {
             guess.slot: tuple(Guess(piece(t), round(p, 4)) for t, p in zip(guess.ids, guess.probabilities, strict=True)) for guess in found
         }
-        words = [Word(text, by_slot.get(slot, ()), glued) for slot, (text, glued) in enumerate(spelt) if text]
+        words = [Word(text, by_slot.get(slot, ()), glued or closes(text)) for slot, (text, glued) in enumerate(spelt) if text]
         if any(word.guesses for word in words):
             examples.append(MaskedExample(tuple(words), shown.pictures[i] if shown.pictures else None))
     return MaskedPanel(tuple(examples))

@@ -114,7 +114,7 @@ def test_a_real_run_without_a_key_is_offline_and_silent(tmp_path: Path, capfd: p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         logger.log_metrics(METRICS, 1)
-        logger.show(Panel("retrieval", 1, RetrievalPanel((), (), 0, 0, "itm")), [Image.new("RGB", (8, 8))])
+        logger.show(Panel("retrieval", 1, RetrievalPanel((), (), 0, 0, "itm")), [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 5))])
         logger.show(Panel("masked", 1, MaskedPanel((MaskedExample((Word("a", (Guess("b", 0.5),)),)),))), [])
         where = Path(logger.location())
         logger.finalize("success")

@@ -228,6 +228,21 @@ def test_select_trims_and_repeats() -> None:
     assert part.image.pixels_BCHW.shape[2:] == batch.image.sizes[shortest]
 
 
+def test_punctuation_follows_its_word() -> None:
+    spelt = [
+        ("", False),
+        ("a", False),
+        ("pur", False),
+        ("ple", True),
+        ("star", False),
+        (",", False),
+        ("here", False),
+        (".", False),
+        ("", False),
+    ]
+    assert panel_bodies.sentence(spelt) == "a purple star, here."
+
+
 def test_a_panel_says_what_is_wrong_with_it() -> None:
     good = json.loads(schema.dumps(schema.Panel("masked", 3, schema.MaskedPanel((schema.MaskedExample((schema.Word("a"),)),)))))
     assert schema.loads(json.dumps(good)).body.examples[0].words[0] == schema.Word("a")

@@ -33,7 +33,7 @@
   }
 
   // Curves.
-  const NS = "http://www.w3.org/2000/svg", HEIGHT = 190, PAD = { left: 52, right: 12, top: 10, bottom: 24 };
+  const COLOURS = 8, NS = "http://www.w3.org/2000/svg", HEIGHT = 190, PAD = { left: 52, right: 12, top: 10, bottom: 24 };
   const state = { smooth: 0.8, log: false, clock: false, hover: null };
   const make = (parent, name, attributes, text) => {
     const node = document.createElementNS(NS, name);
@@ -62,7 +62,14 @@
     const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999) || power, made = [];
     for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) made.push(Math.abs(v) < step * 1e-6 ? 0 : v);
+    made.step = step;
     return made;
+  };
+  // As many decimals as the distance of two ticks needs.
+  const label = (v, step) => {
+    if (!step || Math.abs(v) >= 1e5 || (v !== 0 && step < 1e-4)) return format(+v.toPrecision(6), "");
+    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    return v.toFixed(Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6 ? digits + 1 : digits);
   };
   const logTicks = (low, high) => {
     const made = [], decades = Math.log10(high / low), factors = decades > 2 ? [1] : decades > 0.8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9];
@@ -71,13 +78,13 @@
     const skip = Math.ceil(made.length / 6);
     return made.filter((_, i) => i % skip === 0);
   };
-  const range = (values, log) => {
+  const range = (values, log, share) => {
     let low = Infinity, high = -Infinity;
     for (const v of values) if (v !== null && (!log || v > 0)) { if (v < low) low = v; if (v > high) high = v; }
     if (low > high) return null;
     if (log) return low === high ? [low / 2, high * 2] : [low / (high / low) ** 0.05, high * (high / low) ** 0.05];
     const room = high === low ? Math.abs(high) * 0.1 || 1 : 0.06 * (high - low);
-    return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
+    return [low >= 0 && low - room < 0 ? 0 : low - room, share && high <= 1 && high + room > 1 ? 1.005 : high + room];
   };
 
   const views = [...document.querySelectorAll(".plot")].map((box) => ({ box, chart: charts[+box.dataset.chart] }));
@@ -90,7 +97,7 @@
     box.append(view.legend);
     view.items = chart.lines.map((line, i) => {
       const item = document.createElement("li"), name = document.createElement("span"), value = document.createElement("b");
-      item.className = "c" + (i % 6);
+      item.className = "c" + (i % COLOURS);
       name.textContent = line.name;
       item.append(name, value);
       view.legend.append(item);
@@ -132,7 +139,7 @@
     view.lines = sets(view);
     const first = view.chart.lines[0], ends = first.y.filter((v) => v !== null);
     view.svg.setAttribute("aria-label", `${view.chart.title}: ${first.name} from ${format(ends[0], view.chart.unit)} to ${format(ends[ends.length - 1], view.chart.unit)} in ${first.x[first.x.length - 1]} steps`);
-    const ys = range(view.lines.flatMap((l) => (l.few || state.smooth < 0.3 ? l.raw : l.y.concat(trim(l.raw)))), state.log);
+    const ys = range(view.lines.flatMap((l) => (l.few || state.smooth < 0.3 ? l.raw : l.y.concat(trim(l.raw)))), state.log, view.chart.unit === "%");
     const xs = view.lines.flatMap((l) => l.x).filter((v) => v !== null);
     view.inverse = null;
     if (!ys || !xs.length) { make(view.svg, "text", { x: width / 2, y: HEIGHT / 2, class: "none" }, "nothing above zero to show on a log scale"); return; }
@@ -142,9 +149,10 @@
     const X = (v) => PAD.left + (v - x0) / (x1 - x0) * (width - PAD.left - PAD.right);
     const Y = (v) => HEIGHT - PAD.bottom - (scale(v) - scale(ys[0])) / (scale(ys[1]) - scale(ys[0])) * (HEIGHT - PAD.top - PAD.bottom);
     Object.assign(view, { X, Y, inverse: (at) => Math.max(x0, Math.min(x1, x0 + (at - PAD.left) / (width - PAD.left - PAD.right) * (x1 - x0))) });
-    for (const v of state.log ? logTicks(...ys) : ticks(ys[0], ys[1], 4)) {
+    const share = view.chart.unit === "%", marks = state.log ? logTicks(...ys) : ticks(ys[0], ys[1], 4);
+    for (const v of marks) {
       make(view.svg, "line", { x1: PAD.left, x2: width - PAD.right, y1: Y(v), y2: Y(v), class: "grid" });
-      make(view.svg, "text", { x: PAD.left - 6, y: Y(v) + 4, class: "y" }, view.chart.unit === "%" ? +(100 * v).toPrecision(3) + " %" : format(+v.toPrecision(6), ""));
+      make(view.svg, "text", { x: PAD.left - 6, y: Y(v) + 4, class: "y" }, share ? label(100 * v, 100 * (marks.step || 0)) + " %" : label(v, marks.step));
     }
     for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 90)))) make(view.svg, "text", { x: X(v), y: HEIGHT - 6, class: "x" }, format(+v.toPrecision(6), "") + (state.clock ? " min" : ""));
     const path = (set, values) => {
@@ -160,9 +168,9 @@
     make(make(view.svg, "clipPath", { id: clip }), "rect", { x: PAD.left - 4, y: PAD.top - 6, width: width - PAD.left - PAD.right + 8, height: HEIGHT - PAD.top - PAD.bottom + 8 });
     const plot = make(view.svg, "g", { "clip-path": `url(#${clip})` });
     view.lines.forEach((set, i) => {
-      if (!set.few && state.smooth > 0) make(plot, "path", { d: path(set, set.raw), class: `raw c${i % 6}` });
-      make(plot, "path", { d: path(set, set.y), class: `line c${i % 6}` });
-      if (set.few) set.y.forEach((v, k) => v !== null && set.x[k] !== null && (!state.log || v > 0) && make(plot, "circle", { cx: X(set.x[k]), cy: Y(v), r: 2.5, class: `dot c${i % 6}` }));
+      if (!set.few && state.smooth > 0) make(plot, "path", { d: path(set, set.raw), class: `raw c${i % COLOURS}` });
+      make(plot, "path", { d: path(set, set.y), class: `line c${i % COLOURS}` });
+      if (set.few) set.y.forEach((v, k) => v !== null && set.x[k] !== null && (!state.log || v > 0) && make(plot, "circle", { cx: X(set.x[k]), cy: Y(v), r: 2.5, class: `dot c${i % COLOURS}` }));
     });
     view.over = make(view.svg, "g", {});
     mark(view);
@@ -180,7 +188,7 @@
       const last = set.y.reduce((found, v, k) => (v === null ? found : k), 0), k = state.hover === null ? last : nearest(set.x, state.hover);
       const v = set.y[k];
       view.items[i].textContent = format(v, view.chart.unit) + (state.hover === null ? "" : ` at ${format(set.x[k], "")}${state.clock ? " min" : ""}`);
-      if (state.hover !== null && v !== null && set.x[k] !== null && (!state.log || v > 0)) make(view.over, "circle", { cx: view.X(set.x[k]), cy: view.Y(v), r: 3.5, class: `dot c${i % 6}` });
+      if (state.hover !== null && v !== null && set.x[k] !== null && (!state.log || v > 0)) make(view.over, "circle", { cx: view.X(set.x[k]), cy: view.Y(v), r: 3.5, class: `dot c${i % COLOURS}` });
     });
   };
   let waiting = false;
