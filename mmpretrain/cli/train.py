@@ -162,7 +162,8 @@ class CLI(LightningCLI):
             if name == "tensorboard":
                 found.append(TensorBoardLogger(self.run, name="", version="tensorboard"))
             elif name == "csv":
-                found.append(CSVLogger(self.run, name="", version="csv"))
+                parts = [f"csv-{n}" for n in range(1000) if not (self.run / f"csv-{n}").exists()]  # it would delete an earlier part
+                found.append(CSVLogger(self.run, name="", version=parts[0]))
             elif (logger := make_logger(self.run, self.recipe, self.resolved)) is not None:
                 found.append(logger)
         return found

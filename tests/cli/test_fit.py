@@ -1,0 +1,108 @@
+"""``fit`` from a recipe to the table, resuming it, and the commands on what it left: in one process, on a few generated scenes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mmpretrain.cli.main import main
+from mmpretrain.cli.systems import recipes
+from mmpretrain.data_tools import scenes
+
+TINY = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "200", "--loggers", "[csv]"]
+FEW = ["--trainer.log_every_n_steps", "1", "--final.samples", "4", "--measure.samples", "4", "--panels.samples", "2"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes.write(folder / "train", 24, 0, "train", shard_size=12, progress=False)
+    scenes.write(folder / "val", 8, 0, "val", shard_size=8, progress=False)
+    return folder
+
+
+def sources(shards: Path) -> list[str]:
+    return ["--data.train", str(shards / "train"), "--data.val", json.dumps({"few": str(shards / "val")})]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MMPRETRAIN_RUN_DIR", raising=False)
+    yield
+    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
+
+
+def fit(shards: Path, *words: str) -> Path:
+    """Run ``fit`` and return the folder of the newest run."""
+    assert main(["fit", *words, *sources(shards), *TINY, *FEW]) == 0
+    return max(Path("runs").iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+def test_a_run_its_resumption_and_what_it_left(shards, capfd):
+    run = fit(shards, "--config", "vilt.yaml", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+    shown = capfd.readouterr()
+    assert run.name.startswith("vilt-")
+    for text in ("retrieval/few/i2t_R@1", "retrieval/few/t2i_R@10", "mlm/few/accuracy", "matching/few/random/accuracy", "samples/s"):
+        assert text in shown.out
+    for text in ("share of time waiting for data", "checkpoint", "report.html"):
+        assert text in shown.out
+    assert "Traceback" not in shown.err
+
+    result = json.loads((run / "result.json").read_text())
+    names = {row["name"] for row in result["rows"]}
+    assert {"retrieval/few/i2t_R@1", "mlm/few/accuracy", "speed/samples_per_s", "data/wait_share"} <= names
+    assert Path(result["checkpoint"]).exists() and (run / "report.html").stat().st_size > 10_000
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 2
+
+    inside = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["mmpretrain"]["config"]
+    assert inside == yaml.safe_load((run / "config.yaml").read_text())
+
+    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
+    again = ["--ckpt_path", str(run), "--trainer.max_steps", "3", "--model.optimizer.lr", "1e-5"]
+    assert main(["fit", *again]) == 0  # everything else comes from the checkpoint
+    shown = capfd.readouterr()
+    assert "trainer.max_steps: 3 here, 2 in the checkpoint; 3 is used" in shown.err
+    assert "model.optimizer.init_args.lr: 1e-05 here, 0.0005 in the checkpoint" in shown.err
+    assert shown.err.count(" in the checkpoint") == 2
+    assert [path.name for path in Path("runs").iterdir()] == [run.name]  # continued in its folder
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 3 and steps == sorted(steps)
+    rates = [json.loads(line).get("train/lr") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [rate for rate in rates if rate is not None][-1] <= 1e-5  # what was typed wins over the optimiser's state
+
+    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
+    assert main(["validate", "--ckpt_path", "last"]) == 0
+    assert main(["evaluate", str(run), "--only", "mlm", "--limit", "4", "--out", "found.json"]) == 0
+    assert json.loads(Path("found.json").read_text())["rows"]
+    assert main(["embed", str(run), "--data", str(shards / "val"), "--out", "vectors.npz"]) == 0
+    assert Path("vectors.npz").exists()
+    assert main(["report", str(run), "--out", "page.html"]) == 0 and Path("page.html").exists()
+    assert main(["data", "index", str(shards / "train")]) == 0
+    assert "24 samples in 2 shards" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", [r.recipe for r in recipes() if "/" not in r.recipe])
+def test_every_recipe_takes_two_steps(shards, recipe):
+    run = fit(shards, "--config", recipe, "--config", "debug.yaml", "--trainer.max_steps", "2", "--final.measure", "false")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+
+
+def test_accumulation_and_clipping_are_the_engines(shards):
+    run = fit(shards, "--config", "clip.yaml", "--trainer.max_steps", "1", "--trainer.accumulate_grad_batches", "2",
+              "--trainer.gradient_clip_val", "0.5", "--model.backward", "cached", "--final.measure", "false")  # fmt: skip
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["accumulate_grad_batches"] == 2 and config["trainer"]["gradient_clip_val"] == 0.5
+
+
+def test_generated_scenes_by_command(tmp_path, capfd):
+    assert main(["data", "scenes", "--out", "made", "--n", "6", "--seed", "3", "--shard-size", "4"]) == 0
+    assert len(list(Path("made").rglob("*.tar"))) == 2
