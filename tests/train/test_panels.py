@@ -12,8 +12,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from mmpretrain.data_tools import scenes
 from PIL import Image
 from torch.utils.data import DataLoader
+from train import spawn
 
 from mmpretrain.models.clip import CLIP, TextTower, ViTTower
 from mmpretrain.models.vilt import ViLT
@@ -261,3 +263,16 @@ def test_pictures_of_normalised_floats_are_the_pictures() -> None:
     assert np.array_equal(*same) and np.array_equal(same[0], pixels.permute(1, 2, 0).numpy())
     hot = np.asarray(panel_pictures.heat(Image.new("RGB", (40, 20)), np.array([[0.0, 1.0]])), dtype=int)
     assert hot.shape == (20, 40, 3) and hot[10, 38, 0] > hot[10, 2, 0] + 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("system", "kinds"), [("vilt", {"retrieval", "masked"}), ("clip", {"retrieval"})])
+def test_two_sharded_processes_write_one_set_of_panels(system: str, kinds: set[str], tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    scenes.write(shards, 24, 0, "val", shard_size=24, progress=False)
+    for process in spawn.ranks(Path(__file__).with_name("panels_run.py"), str(tmp_path / "run"), str(shards), system, "fsdp2", "2"):
+        assert process.returncode == 0 and "could not be made" not in process.stdout, process.stdout[-3000:]
+    (step,) = (folder for folder in (tmp_path / "run" / "panels").iterdir() if folder.name != "images")
+    assert {file.stem for file in step.glob("*.json")} == kinds
+    for kind in kinds:
+        assert len(_panels(tmp_path / "run", kind)) == 1
