@@ -14,8 +14,8 @@ from mmpretrain.cli.main import main
 from mmpretrain.cli.systems import recipes
 from mmpretrain.data_tools import scenes
 
-TINY = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "200", "--loggers", "[csv]"]
-FEW = ["--trainer.log_every_n_steps", "1", "--final.samples", "4", "--measure.samples", "4", "--panels.samples", "2"]
+TINY = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "200"]
+FEW = ["--loggers", "[csv]", "--trainer.log_every_n_steps", "1", "--final.samples", "4", "--measure.samples", "4", "--panels.samples", "2"]
 
 
 @pytest.fixture(scope="module")
