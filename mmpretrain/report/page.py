@@ -19,7 +19,7 @@ from mmpretrain.report.run import PANELS, Result, Row, Run, Series
 REPORT = "report.html"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _SHARE = re.compile(r"accuracy|\bacc\b|R@\d|recall|top-?\d|share|waiting|%", re.IGNORECASE)
-_HEADLINES = 4
+_HEADLINES = 5
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -108,8 +108,7 @@ def _no_result(metrics: Mapping[str, Series]) -> Html:
 
 def _result(result: Result) -> Html:
     stamps = list(dict.fromkeys(row.stamp for row in result.rows if row.stamp))
-    families = {re.sub(r"@\d+$", "", row.name): row for row in result.rows if row.chance is not None and isinstance(row.value, float)}
-    headlines = list(families.values())[:_HEADLINES]  # the last of each family: R@10 of R@1, R@5, R@10
+    headlines = _headlines(result.rows)
     head = tag(
         "tr",
         *[tag("th", text, scope="col") for text in ("measure", "value", "chance")],
@@ -135,6 +134,20 @@ def _result(result: Result) -> Html:
     )
 
 
+def _headlines(rows: tuple[Row, ...]) -> list[Row]:
+    """One row of each kind of measurement, of the first set measured; the last of a family, such as R@10 of R@1, R@5, R@10."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        parts = re.sub(r"@\d+$", "", row.name).split("/")
+        detail = len(parts) > 4 or parts[-1] in ("preferred", "accuracy_without_image")
+        if row.chance is None or not isinstance(row.value, float) or detail:
+            continue
+        kind = (parts[0], *parts[2:]) if len(parts) > 2 else tuple(parts)  # without the name of the set
+        if kind not in found or found[kind].name.split("/")[1:2] == parts[1:2]:
+            found[kind] = row
+    return list(found.values())[:_HEADLINES]
+
+
 def _is_share(row: Row) -> bool:
     return isinstance(row.value, float) and 0 <= row.value <= 1 and bool(_SHARE.search(row.name))
 
@@ -148,7 +161,7 @@ def _tile(row: Row) -> Html:
     against = f"chance {number(row.chance, _is_share(row))}"
     if row.chance > 0 and row.value / row.chance >= 2:
         against += f" · {row.value / row.chance:.1f} times chance"
-    return tag("div", tag("span", row.name.replace("_", " ")), tag("strong", _shown(row)), tag("small", against))
+    return tag("div", tag("span", row.name.replace("_", " ").replace("/", " ")), tag("strong", _shown(row)), tag("small", against))
 
 
 def _row(row: Row, stamps: list[str]) -> Html:

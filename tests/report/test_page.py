@@ -16,8 +16,8 @@ import pytest
 from mmpretrain.report import curves
 from mmpretrain.report.galleries import spread
 from mmpretrain.report.markup import Html, duration, number, script_json, tag
-from mmpretrain.report.page import write_report
-from mmpretrain.report.run import NoRunError, Run, Series
+from mmpretrain.report.page import _headlines, write_report
+from mmpretrain.report.run import NoRunError, Row, Run, Series
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import HOSTILE, write_run
@@ -162,6 +162,13 @@ def test_markup() -> None:
     assert tag("p", Html("<b>")) == "<p><b></p>" and "</script><" not in script_json("x", "</script><b>")[5:-9].replace("\\u003c", "")
     assert [duration(s) for s in (5, 65, 3700, 90000)] == ["5 s", "1 min 05 s", "1 h 01 min", "1 d 1 h"]
     assert [number(v) for v in (1e-5, 0.0513, 88.24, 3106.2, float("nan"))] == ["1e-05", "0.0513", "88.2", "3\u202f106", "not a number"]
+
+
+def test_headlines_are_one_of_each_kind() -> None:
+    names = [f"retrieval/{s}/{d}_R@{k}" for s in ("a", "b") for d in ("i2t", "t2i") for k in (1, 10)]
+    names += ["matching/a/random/accuracy", "matching/a/random/preferred", "matching/a/edits/colour/accuracy", "mlm/a/accuracy"]
+    shown = [row.name for row in _headlines(tuple(Row(name, 0.5, 0.1) for name in names))]
+    assert shown == ["retrieval/a/i2t_R@10", "retrieval/a/t2i_R@10", "matching/a/random/accuracy", "mlm/a/accuracy"]
 
 
 def test_many_validations_are_thinned(run: Path) -> None:
