@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -43,12 +42,17 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the lock of ``name`` among the processes of this machine. Without a writable cache there is none: writes are atomic anyway."""
+    """Hold the lock of ``name`` among the processes of this machine.
+
+    Without a writable cache folder or without flock there is no lock: writes are atomic anyway.
+    """
     folder = cache_root() / "locks"
     try:
+        import fcntl
+
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / hashlib.sha256(name.encode()).hexdigest()[:24], "wb")
-    except OSError:
+    except (OSError, ImportError):
         yield
         return
     with file:

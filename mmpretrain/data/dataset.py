@@ -145,10 +145,7 @@ class Assembler:
                 if self.source.on_bad != "replace":
                     raise
                 self._report(error)
-                sizes = self.source.units.sizes
-                drawn = int(draw.generator(f"spare/{attempt}").integers(self.source.units.total))
-                shard = int(np.searchsorted(np.cumsum(sizes), drawn, side="right"))
-                unit = drawn - int(sizes[:shard].sum())
+                shard, unit = self.source.units.locate(int(draw.generator(f"spare/{attempt}").integers(self.source.units.total)))
         raise BadSample(f"{_TRIES} samples in a row cannot be decoded; check the shards (the last: {error_text(self.source, shard, unit)})")
 
     def _report(self, error: BadSample) -> None:
@@ -192,14 +189,10 @@ class ValDataset(Dataset):
 
     def __init__(self, assembler: Assembler, chosen: np.ndarray, cuts: Sequence[np.ndarray]) -> None:
         self.assembler, self.chosen, self.cuts = assembler, chosen, list(cuts)
-        self.starts = np.cumsum(assembler.source.units.sizes)
 
     def __len__(self) -> int:
         return len(self.cuts)
 
     def __getitem__(self, item: int) -> Batch:
-        units = []
-        for number in self.chosen[self.cuts[item]]:
-            shard = int(np.searchsorted(self.starts, number, side="right"))
-            units.append((shard, int(number) - (int(self.starts[shard - 1]) if shard else 0)))
+        units = [self.assembler.source.units.locate(int(number)) for number in self.chosen[self.cuts[item]]]
         return self.assembler.batch(units, -1, self.cuts[item].tolist(), augment=False)

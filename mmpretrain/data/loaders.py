@@ -45,7 +45,7 @@ def as_is(item: Any) -> Any:
     return item
 
 
-def default_workers(world: int) -> int:
-    """Decoding processes for one of ``world`` processes of this machine: its share of the cores less one, at most 8, at least 1."""
-    local = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    return max(1, min(8, len(os.sched_getaffinity(0)) // max(1, local) - 1))
+def default_workers(local_world: int) -> int:
+    """Decoding processes for one of ``local_world`` training processes of a machine: its share of the cores less one, from 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // max(1, local_world) - 1))

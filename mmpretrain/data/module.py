@@ -6,6 +6,7 @@ Works with a Trainer, which tells rank, world size, micro-batches and preparers,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -83,7 +84,7 @@ class ShardData(pl.LightningDataModule):
         self.captions, self.text_from, self.seed, self.workers = captions, text_from, seed, workers
         self.val_batch_size, self.val_samples, self.block = val_batch_size, val_samples, block
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
-        self.rank, self.world, self.accumulate = 0, 1, 1
+        self.rank, self.world, self.accumulate, self.local_world = 0, 1, 1, 1
         self.preparers: dict[str, Preparer] = {}
         self.plan: Plan | None = None
         self.cursor: Cursor | None = None
@@ -185,6 +186,7 @@ class ShardData(pl.LightningDataModule):
     def _ask(self, trainer: pl.Trainer) -> None:
         place = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         engine = getattr(trainer, "engine", None)
+        self.local_world = trainer.num_devices
         ask = getattr(trainer.lightning_module, "preparers", None)
         self.configure(
             place.get("rank", trainer.global_rank),
@@ -194,7 +196,7 @@ class ShardData(pl.LightningDataModule):
         )
 
     def _units(self, reader: ShardReader) -> Units:
-        return Units(reader.indexes, self.text_from, self.captions == "all")
+        return Units(reader, self.text_from, self.captions == "all")
 
     def _tell(self, units: Units) -> None:
         assert self.plan is not None
@@ -203,6 +205,11 @@ class ShardData(pl.LightningDataModule):
         if units.left_out:
             problem = next((problem for index in self.reader.indexes for problem in index.problems), None)
             text += f"; {units.left_out} samples lack a picture or {self.text_from} and are left out" + (f" ({problem})" if problem else "")
+        ignored = Counter[str]()
+        for index in self.reader.indexes:
+            ignored.update(index.ignored)
+        if ignored:
+            text += f"; members never read: {', '.join(f'{name} ({count})' for name, count in ignored.most_common(5))}"
         rank_zero_info(text)
 
     # ---------------------------------------------------------------- loaders
@@ -224,7 +231,7 @@ class ShardData(pl.LightningDataModule):
         loaders = []
         for name in self.val_sources:
             reader = self.val_reader(name)
-            units = Units(reader.indexes, self.text_from, False)
+            units = Units(reader, self.text_from)
             count = min(units.total, self.val_samples or units.total)
             chosen = np.arange(count, dtype=np.int64) * units.total // count
             assembler = Assembler(self.source(reader, units), self.preparers, self.collator)
@@ -245,7 +252,7 @@ class ShardData(pl.LightningDataModule):
         return steps if steps < self.plan.steps else None
 
     def _loader(self, items: int) -> dict[str, Any]:
-        workers = min(default_workers(self.world) if self.workers is None else self.workers, items)
+        workers = min(default_workers(self.local_world) if self.workers is None else self.workers, items)
         more = {"prefetch_factor": self.prefetch, "persistent_workers": True, "timeout": self.timeout} if workers else {}
         return {"batch_size": None, "collate_fn": as_is, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **more}
 

@@ -136,7 +136,7 @@ class Tokenizer:
         if text is None:
             return f"<{number}>"
         if self.style in ("byte_bpe", "clip") and number not in self.vocabulary.special:
-            return self.decode([number]) or text
+            return self.decode([number]) or text.strip("Ġ")
         return text.removeprefix("##").removeprefix("▁")
 
     def with_max_tokens(self, max_tokens: int) -> Tokenizer:

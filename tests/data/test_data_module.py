@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -303,6 +305,22 @@ def test_or_it_is_replaced_by_its_position(one_bad, capfd):
     assert "key 'k00007'" in capfd.readouterr().err
 
 
+def test_a_dataset_reaches_spawned_workers(shards):
+    made = data(shards)
+    dataset = made.train_dataloader().dataset
+    again = pickle.loads(pickle.dumps(dataset))  # noqa: S301  (our own bytes)
+    assert same(flat(list(again[1, 2])), flat(list(dataset[1, 2])))
+
+
+def test_what_is_left_out_is_told(tmp_path, caplog):
+    members = [m for n in range(6) for m in sample(n)] + [("bare.png", b"x"), ("bare.npy", b"x"), ("k.pkl", b"x")]
+    write_tar(tmp_path / "0.tar", members)
+    with caplog.at_level("INFO"):
+        data(tmp_path, batch_size=4, preparers={})
+    assert "6 samples, 1 steps of 4 in an epoch, 2 at its end are dropped; 1 samples lack" in caplog.text
+    assert "members never read: npy (1), pkl (1)" in caplog.text
+
+
 def test_a_killed_worker_ends_the_run(shards):
     iterator = iter(data(shards, workers=1, prefetch=1, timeout=30).train_dataloader())
     next(iterator)
@@ -321,3 +339,11 @@ def test_impossible_options_are_refused(shards):
         data(shards, world=5)
     with pytest.raises(DataError, match=r"captions='x'"):
         data(shards, captions="x")
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    write_shards(tmp_path / "shards", (20,))
+    monkeypatch.chdir(tmp_path)
+    code = page.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "docs/data.md", "exec"), {})  # our own page
