@@ -186,7 +186,7 @@ class Pretraining(nn.Module):
     def _result(objective: Objective, hidden: Any, batch: Batch, mode: str) -> Score | Features:
         if mode == "features" and can_cache(objective):
             bias = hidden.logit_bias
-            return Features(tuple(objective.features(hidden)), hidden.logit_scale.clone(), None if bias is None else bias.clone())
+            return Features(tuple(objective.features(hidden, batch)), hidden.logit_scale.clone(), None if bias is None else bias.clone())
         return objective(hidden, batch)
 
     def after_step(self) -> None:

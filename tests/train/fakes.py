@@ -118,7 +118,7 @@ class FakeContrast(Objective):
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(float(batch.size))
 
-    def features(self, hidden: States) -> tuple[Tensor, Tensor]:
+    def features(self, hidden: States, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
         return nn.functional.normalize(hidden.pooled_BD, dim=-1), nn.functional.normalize(hidden.tokens_BTD[:, -1], dim=-1)
 
     def loss_from_features(self, a_BE: Tensor, b_BE: Tensor, *, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Score:
