@@ -131,7 +131,8 @@ def sharded_scale(world: int) -> float:
 def work(rank: int, world: int, folder: str) -> None:
     """Run every case; rank 0 writes results.json."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    store = dist.FileStore(f"{folder}/store", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     results: dict[str, object] = {
         f"{kind}/{mode}/{'labels' if matched else 'plain'}": case(kind, mode, rank, world, matched)
         for kind, mode in MODES
@@ -142,7 +143,9 @@ def work(rank: int, world: int, folder: str) -> None:
     results["sharded_scale"] = sharded_scale(world)
     if rank == 0:
         Path(folder, "results.json").write_text(json.dumps(results))
-    dist.barrier()
+    store.add("done", 1)
+    while store.add("done", 0) < world:  # a rank that leaves closes its connections, also those in which another still waits
+        time.sleep(0.01)
     dist.destroy_process_group()
 
 
