@@ -23,6 +23,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_nan_on_one_rank_stops_or_skips_on_both(events: tuple[Path, list[dict[str, Any]]], strategy: str) -> None:
     first, second = (result["guard_on_one_rank"] for result in events[1])
@@ -32,6 +33,7 @@ def test_nan_on_one_rank_stops_or_skips_on_both(events: tuple[Path, list[dict[st
     assert first[f"{strategy}/skip"]["finite"] and first[f"{strategy}/sum"] == second[f"{strategy}/sum"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_signal_to_one_rank_stops_both_after_the_same_step(events: tuple[Path, list[dict[str, Any]]], strategy: str) -> None:
     for result in events[1]:
@@ -39,6 +41,7 @@ def test_signal_to_one_rank_stops_both_after_the_same_step(events: tuple[Path, l
         assert found == {"code": 138, "saved": ["step-00000004.ckpt", "step-00000005.ckpt"], "end": 9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["ddp-fsdp2", "fsdp2-ddp", "fsdp2-fsdp2", "ddp-one", "fsdp2-one"])
 def test_checkpoint_of_one_layout_continues_under_another(events: tuple[Path, list[dict[str, Any]]], cell: str) -> None:
     folder = events[0] / "checkpoint_matrix"

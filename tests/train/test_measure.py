@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmpretrain.data_tools import scenes
 from train import measured_run, spawn
 
 import mmpretrain
+from mmpretrain.data_tools import scenes
 from mmpretrain.evaluate.suite import Limits, evaluate, show, table
 from mmpretrain.train.measure import Measure, live, measure
 

@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from mmpretrain.data_tools import scenes
 from PIL import Image
 from torch.utils.data import DataLoader
 from train import spawn
 
+from mmpretrain.data_tools import scenes
 from mmpretrain.models.clip import CLIP, TextTower, ViTTower
 from mmpretrain.models.vilt import ViLT
 from mmpretrain.nn.blocks import Transformer

@@ -1,0 +1,74 @@
+"""What a run writes down: metrics, environment, result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers.logger import DummyLogger
+from train.fakes import LENGTH, FakeData
+from train.resume import go
+from train.runs import build, quiet, trainer
+
+from mmpretrain.train import run_dir
+from mmpretrain.train.callbacks import Metrics, forget_after
+
+
+class Broken(DummyLogger):
+    """A tracker whose server is gone."""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route to host")
+
+
+def test_names_and_values_of_metrics(tmp_path: Path) -> None:
+    go(tmp_path, 5)
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    training = [entry for entry in entries if "train/loss" in entry]
+    assert [entry["step"] for entry in training] == [1, 2, 3, 4, 5]
+    names = {"train/loss", "train/mlm/loss", "train/mlm/accuracy", "train/match/loss", "train/grad_norm", "train/lr"}
+    names |= {"speed/samples_per_s", "speed/tokens_per_s", "data/wait_share", "memory/rss_gib"}
+    assert names <= training[0].keys()
+    for entry in training:
+        total = entry["train/mlm/loss"] + 0.5 * entry["train/match/loss"]
+        assert entry["train/loss"] == pytest.approx(total, rel=1e-5)
+        assert entry["speed/tokens_per_s"] == pytest.approx(LENGTH * entry["speed/samples_per_s"])
+        assert 0 <= entry["data/wait_share"] <= 1
+    assert any("val/mlm/loss" in entry for entry in entries)
+
+
+def test_a_broken_tracker_is_left_out(tmp_path: Path) -> None:
+    quiet()
+    fitter = trainer(3, [Metrics()], default_root_dir=tmp_path, logger=Broken(), log_every_n_steps=1, limit_val_batches=0)
+    fitter.fit(build(), datamodule=FakeData())
+    assert fitter.global_step == 3 and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_lines_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "tr')
+    forget_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(run_dir.VARIABLE, raising=False)
+    first = run_dir.create(tmp_path, "my recipe", now=0.0)
+    assert first.name.startswith("my-recipe-19")
+    assert run_dir.create(tmp_path, "other") == first.resolve(), "processes started by a launcher share the folder"
+    monkeypatch.delenv(run_dir.VARIABLE)
+    second = run_dir.create(tmp_path, "my recipe", now=0.0)
+    monkeypatch.delenv(run_dir.VARIABLE)
+    assert second != first and run_dir.latest(tmp_path, "my-recipe") is None
+    for folder in (first, second):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "step-00000001.ckpt").touch()
+    assert run_dir.latest(tmp_path, "my-recipe") == second and run_dir.latest(tmp_path, "clip") is None
+    run_dir.describe(first, "a: 1\n")
+    assert json.loads((first / "environment.json").read_text())["versions"]["torch"]
+    run_dir.write_result(first, [{"name": "val/itm/accuracy", "value": 0.5, "chance": 0.5}], checkpoint="x.ckpt")
+    assert json.loads((first / "result.json").read_text())["rows"][0]["chance"] == 0.5
+    with pytest.raises(ValueError, match="name and value"):
+        run_dir.write_result(first, [{"value": 1}])
