@@ -23,6 +23,7 @@ RECALLS = (1, 5, 10)
 BLOCK = 512  # images and texts of one block of cosines
 PAIRS = 16384  # pairs that a fusion model scores between two steps of progress
 FUSION_LIMIT = 256  # images; a fusion model needs images x captions forwards
+FUSION_PAIRS = 65536  # pairs; beyond it a fusion model ranks fewer captions of each image, down to one
 
 
 class Gallery(NamedTuple):
@@ -37,6 +38,7 @@ def retrieval(
     pretrained: Pretrained,
     data: EvalSet,
     limit: int | None = None,
+    captions: int | None = None,
     recalls: tuple[int, ...] = RECALLS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Result]:
@@ -46,6 +48,8 @@ def retrieval(
         pretrained: a dual encoder or a fusion model with a matching head.
         data: samples with one image and at least one caption take part.
         limit: at most so many samples, evenly spread; None: all for dual encoders, 256 for fusion models.
+        captions: at most so many captions of each image, the first ones; None: all for dual encoders, for fusion models as many as
+            keep the number of pairs within 65,536. The protocol of the result says how many took part.
         recalls: the Ks.
         progress: called with (done, total) images.
 
@@ -55,7 +59,10 @@ def retrieval(
     if not pretrained.can_match():
         raise ValueError("retrieval: this checkpoint cannot score pairs (a fusion model without a matching head)")
     limit = FUSION_LIMIT if limit is None and not pretrained.dual else limit
-    gallery = gather(pretrained, chosen(data, limit, lambda sample: single_image(sample) and bool(sample.captions)))
+    samples = chosen(data, limit, lambda sample: single_image(sample) and bool(sample.captions))
+    if captions is not None or not pretrained.dual:
+        samples = _with_captions(samples, captions)
+    gallery = gather(pretrained, samples)
     if not len(gallery.images):
         raise ValueError(f"{data.name}: no sample has one image and a caption, so there is nothing to retrieve")
     i2t, t2i = _rank(pretrained, gallery, progress)
@@ -73,6 +80,16 @@ def gather(pretrained: Pretrained, samples: Iterable[Sample]) -> Gallery:
             owners.extend([count] * len(sample.captions))
             count += 1
     return Gallery(torch.cat(images) if pretrained.dual and images else images, tokens, np.asarray(owners, dtype=np.int64))
+
+
+def _with_captions(samples: Iterable[Sample], captions: int | None) -> list[Sample]:
+    """The samples with their first captions: so many, or as many as ``FUSION_PAIRS`` allows (at least one)."""
+    listed = list(samples)
+    if captions is None:
+        most = max((len(sample.captions) for sample in listed), default=1)
+        fitting = [n for n in range(1, most + 1) if len(listed) * sum(min(n, len(s.captions)) for s in listed) <= FUSION_PAIRS]
+        captions = max(fitting, default=1)
+    return [sample._replace(captions=sample.captions[:captions]) for sample in listed]
 
 
 def tie_tolerance(pretrained: Pretrained) -> float:

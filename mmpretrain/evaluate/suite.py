@@ -24,16 +24,19 @@ Progress = Callable[[str, int, int], None]
 
 
 class Limits(NamedTuple):
-    """Most samples of each measurement; None: all (for retrieval of fusion models 256 images)."""
+    """Most samples of each measurement; None: all (for retrieval of fusion models 256 images and 65,536 pairs)."""
 
     retrieval: int | None = None
     matching: int | None = 1000
     mlm: int | None = 1000
     zeroshot: int | None = None
+    captions: int | None = None  # of each image in retrieval
 
     def at_most(self, limit: int | None) -> Limits:
         """These limits, none of them above ``limit``."""
-        return self if limit is None else Limits(*(limit if own is None else min(own, limit) for own in self))
+        if limit is None:
+            return self
+        return Limits(*(limit if own is None else min(own, limit) for own in self[:4]), captions=self.captions)
 
 
 def evaluate(
@@ -66,7 +69,8 @@ def evaluate(
     for data_set in sets_of(data):
         if "retrieval" in only and pretrained.can_match() and any(True for _ in chosen(data_set, None, _captioned)):
             limit = limits.retrieval if pretrained.dual or limits.retrieval is None else min(limits.retrieval, FUSION_LIMIT)
-            results += retrieval(pretrained, data_set, limit, progress=_named(progress, f"retrieval {data_set.name}"))
+            report = _named(progress, f"retrieval {data_set.name}")
+            results += retrieval(pretrained, data_set, limit, limits.captions, progress=report)
         if "matching" in only and pretrained.can_match():
             results += matching(pretrained, data_set, limits.matching)
         if "mlm" in only:

@@ -25,8 +25,9 @@ class Measure(pl.Callback):
 
     Args:
         every: at every so many validations.
-        samples: most samples of each measurement; a fusion model scores samples x captions pairs for retrieval.
-        retrieval: most images for retrieval; None: ``samples``.
+        samples: most samples of each measurement.
+        retrieval: most images for retrieval; None: ``samples``. A fusion model scores retrieval x retrieval x captions pairs.
+        captions: of each image in retrieval; None: all, or what keeps a fusion model within 65,536 pairs.
         only: what to measure, out of ``retrieval``, ``matching``, ``mlm`` and ``zeroshot``.
         weights: ``raw``, ``ema``, or ``auto``: the average where the run keeps one.
     """
@@ -36,6 +37,7 @@ class Measure(pl.Callback):
         every: int = 1,
         samples: int = 256,
         retrieval: int | None = 64,
+        captions: int | None = 1,
         only: Sequence[str] = MEASUREMENTS,
         weights: Literal["auto", "raw", "ema"] = "auto",
     ) -> None:
@@ -45,7 +47,8 @@ class Measure(pl.Callback):
             raise ValueError(f"Measure: only={unknown[0]!r} is not one of {', '.join(MEASUREMENTS)}")
         if weights not in ("auto", "raw", "ema"):
             raise ValueError(f"Measure: weights={weights!r} must be auto, raw or ema")
-        self.every, self.samples, self.retrieval, self.only, self.weights = every, samples, retrieval, tuple(only), weights
+        self.every, self.samples, self.retrieval, self.captions = every, samples, retrieval, captions
+        self.only, self.weights = tuple(only), weights
         self.results: list[Result] = []
         self._seen = 0
 
@@ -59,7 +62,7 @@ class Measure(pl.Callback):
         self._seen += 1
         if (self._seen - 1) % self.every:
             return
-        limits = Limits().at_most(self.samples)
+        limits = Limits(captions=self.captions).at_most(self.samples)
         if self.retrieval is not None:
             limits = limits._replace(retrieval=min(self.retrieval, self.samples))
         self.results = measure(trainer, pl_module, self.only, limits, self.weights)

@@ -57,6 +57,15 @@ def test_fusion_reads_each_image_once_and_batches_pairs() -> None:
     assert model.model.batches <= 4
 
 
+def test_captions_of_a_fusion_model_are_cut_to_the_pairs_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = fakes.coloured(rounds=3)
+    assert retrieval(fakes.pretrained(fusion=True), data)[0].stamp.protocol.startswith("9 images, 18 captions")
+    assert retrieval(fakes.pretrained(), data, captions=1)[0].stamp.protocol.startswith("9 images, 9 captions")
+    monkeypatch.setattr("mmpretrain.evaluate.retrieval.FUSION_PAIRS", 100)
+    assert retrieval(fakes.pretrained(fusion=True), data)[0].stamp.protocol.startswith("9 images, 9 captions")
+    assert retrieval(fakes.pretrained(), data)[0].stamp.protocol.startswith("9 images, 18 captions")
+
+
 def test_matching_numbers() -> None:
     found = table(matching(fakes.pretrained(fusion=True), fakes.coloured(rounds=3, statements=True)))
     assert found["matching/fake/edits/accuracy"] == 1.0
