@@ -125,3 +125,15 @@ def test_phases_set_values_and_refuse_unknown_ones() -> None:
         run(build(phases=[{"set": {"mlm.wait": 1.0}}]), steps=1)
     with pytest.raises(ValueError, match="until"):
         build(phases=[{"set": {}}, {"until": 3, "set": {}}])
+
+
+def test_mixed_precision_stays_near() -> None:
+    plain, mixed = run(build(), steps=4), run(build(), steps=4, precision="bf16-mixed")
+    assert 0 < largest(plain.losses, mixed.losses) < 2e-2
+    assert all(p.dtype == torch.float32 for p in mixed.parameters.values())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_run() -> None:
+    plain, compiled = run(build(), steps=4), run(build(compile=True), steps=4)
+    assert largest(plain.losses, compiled.losses) < 1e-5 and plain.parameters.keys() == compiled.parameters.keys()
