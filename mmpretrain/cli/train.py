@@ -117,11 +117,11 @@ class CLI(LightningCLI):
                 config[part]["seed"] = int(config["seed_everything"])
         self._dump_config()
         self.resolved = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
+        if self._wants_meta(config.trainer.strategy):
+            self.parser.add_instantiator(_on_meta, torch.nn.Module, subclasses=True)
         if self.command == "fit":
             self.run = self._run_dir(config)
             config.trainer.default_root_dir = str(self.run)
-        if self._wants_meta(config.trainer.strategy):
-            self.parser.add_instantiator(_on_meta, torch.nn.Module, subclasses=True)
 
     def _run_dir(self, config: Any) -> Path:
         """The folder of the run: that of the checkpoint on resume, a new one otherwise, the same on every rank."""
@@ -136,7 +136,7 @@ class CLI(LightningCLI):
     def _wants_meta(strategy: Any) -> bool:
         """Whether parameters are to be born on the meta device, because the strategy shards them."""
         if isinstance(strategy, str):
-            found = StrategyRegistry.get(strategy)["strategy"] if strategy in StrategyRegistry else None
+            found = StrategyRegistry[strategy]["strategy"] if strategy in StrategyRegistry else None
         else:
             found = type(strategy)
             path = strategy.get("class_path") if hasattr(strategy, "get") else None
