@@ -12,6 +12,12 @@ WARNINGS = (
     ".*does not have many workers.*",
     ".*num_workers. argument.*",
 )
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+)
 
 
 def _kept(record: logging.LogRecord) -> bool:
@@ -21,7 +27,7 @@ def _kept(record: logging.LogRecord) -> bool:
 
 def quieten() -> None:
     """Install the filters; harmless when called again."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         if _kept not in logger.filters:
             logger.addFilter(_kept)
