@@ -1,7 +1,9 @@
 """Layered YAML: ``defaults:`` lists the files a file builds on; later files and dotted options win. Resolved here, before jsonargparse.
 
 Rules: mappings merge key by key; lists and scalars are replaced; the mappings of free names in ``WHOLE`` are replaced whole, so that a
-recipe states its complete list of objectives; where a later layer changes a ``class_path``, the earlier ``init_args`` are dropped.
+recipe states its complete list of objectives; where a later layer changes a ``class_path``, the earlier ``init_args`` are dropped. The
+arguments of an object may be written without ``class_path`` (``optimizer: {lr: 1e-4}``): over a layer that names the class they are its
+``init_args``, below one they are dropped with their class.
 Each file of a chain is applied once, where it is first named. Imports nothing heavy.
 """
 
@@ -123,12 +125,20 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any], prefix: str = "") 
         dotted = f"{prefix}{key}"
         before = result.get(key)
         if isinstance(before, Mapping) and isinstance(value, Mapping) and dotted not in WHOLE:
-            if "class_path" in value and "class_path" in before and value["class_path"] != before["class_path"]:
-                before = {k: v for k, v in before.items() if k != "init_args"}
-            result[key] = merge(before, value, f"{dotted}.")
+            result[key] = merge(*_same_form(before, value), f"{dotted}.")
         else:
             result[key] = value
     return result
+
+
+def _same_form(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Two mappings that may both describe an object, as ``merge`` needs them: of one form, and of one class."""
+    if "class_path" in upper:
+        same = upper["class_path"] == lower.get("class_path", upper["class_path"])
+        return {k: v for k, v in lower.items() if k == "class_path" or (k == "init_args" and same)}, upper
+    if "class_path" in lower and not {"init_args", "dict_kwargs"} & set(upper):
+        return lower, {"init_args": upper}
+    return lower, upper
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

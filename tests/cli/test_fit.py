@@ -78,6 +78,10 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     assert [rate for rate in rates if rate is not None][-1] <= 1e-5  # what was typed wins over the optimiser's state
 
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
+    assert fit(shards, "--config", "vilt.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4") == run  # the recipe over the checkpoint
+    assert "model.optimizer.init_args.lr: 0.0005 here, 1e-05 in the checkpoint" in capfd.readouterr().err
+
+    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
     assert main(["validate", "--ckpt_path", "last"]) == 0
     assert main(["evaluate", str(run), "--only", "mlm", "--limit", "4", "--out", "found.json"]) == 0
     assert json.loads(Path("found.json").read_text())["rows"]

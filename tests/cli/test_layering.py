@@ -42,6 +42,13 @@ def test_another_class_path_drops_the_arguments_of_the_first():
     assert layering.merge(lower, same)["model"]["schedule"]["init_args"] == {"warmup": 3, "floor": 1}
 
 
+def test_arguments_without_a_class_belong_to_the_class_below():
+    saved = {"class_path": "A", "init_args": {"lr": 1, "eps": 2}}  # as a checkpoint has it
+    assert layering.merge({"o": saved}, {"o": {"lr": 3}})["o"] == {"class_path": "A", "init_args": {"lr": 3, "eps": 2}}
+    assert layering.merge({"o": saved}, {"o": {"init_args": {"lr": 3}}})["o"]["init_args"] == {"lr": 3, "eps": 2}
+    assert layering.merge({"o": {"lr": 3}}, {"o": saved})["o"] == saved
+
+
 def test_merge_changes_neither_side():
     lower, upper = {"a": {"x": 1}}, {"a": {"y": 2}}
     layering.merge(lower, upper)
