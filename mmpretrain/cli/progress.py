@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mmpretrain.report.markup import duration
 from mmpretrain.train.callbacks import Metrics
+from mmpretrain.train.trainer import run_steps
 
 
 class Bar(ProgressBar):
@@ -62,7 +63,7 @@ class Bar(ProgressBar):
             return
         self._open()
         self._begin = time.monotonic()
-        self._total = total_steps(pl_module)
+        self._total = run_steps(trainer)
         self._train = self._progress.add_task("train", total=self._total, completed=trainer.global_step, numbers="")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -139,14 +140,6 @@ class Bar(ProgressBar):
     def values(trainer: pl.Trainer) -> dict[str, float]:
         """The newest value of every metric."""
         return next((callback.latest for callback in trainer.callbacks if isinstance(callback, Metrics)), {})
-
-
-def total_steps(module: Any) -> int | None:
-    """Optimiser steps of the whole run, or None where it has no end."""
-    try:
-        return module.total_steps()
-    except ValueError:
-        return None
 
 
 def numbers(values: dict[str, float]) -> str:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from mmpretrain.train import distributed
 from mmpretrain.train.atomic import write_text
 from mmpretrain.train.module import Pretrain
+from mmpretrain.train.trainer import run_steps
 from mmpretrain.types import Batch
 
 
@@ -54,6 +55,7 @@ class Metrics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrain) -> None:
         self._reset()
+        self._last = run_steps(trainer)
         self._free_since = time.perf_counter()
         if trainer.is_global_zero:
             self.path = Path(self.directory or trainer.default_root_dir) / "metrics.jsonl"
@@ -69,7 +71,7 @@ class Metrics(pl.Callback):
         batches = (batch,) if isinstance(batch, Batch) else batch
         self._samples += sum(b.size for b in batches)
         self._tokens += pl_module.tokens(batches)
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == self._last:
             self._write_training(trainer, pl_module)
 
     def _write_training(self, trainer: pl.Trainer, module: Pretrain) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -73,8 +73,10 @@ def gather_objects(value: T) -> list[T]:
     return box
 
 
-def agree(value: float, device: torch.device, what: str) -> None:
-    """Raise RuntimeError on every rank unless all ranks hold the same number."""
-    pair = max_(torch.tensor([value, -value], dtype=torch.float64, device=device))
-    if pair[0].item() != -pair[1].item():
-        raise RuntimeError(f"ranks disagree on {what}: between {-pair[1].item():g} and {pair[0].item():g}")
+def agree(facts: Mapping[str, Any]) -> None:
+    """Raise RuntimeError on every rank, naming what differs, unless all ranks hold the same facts."""
+    everywhere = gather_objects(dict(facts))
+    for name, value in everywhere[0].items():
+        found = [other[name] for other in everywhere]
+        if any(one != value for one in found):
+            raise RuntimeError(f"ranks disagree on {name}: {', '.join(f'{one} on rank {i}' for i, one in enumerate(found))}")

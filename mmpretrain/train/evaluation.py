@@ -33,8 +33,7 @@ class EvaluatedModule(pl.LightningModule):
 
     def _start_evaluation(self, counts: Sequence[int | float]) -> None:
         self.meters = {}
-        for count in counts:
-            distributed.agree(float(count), self.device, "the number of evaluation batches (every rank needs as many)")
+        distributed.agree({"the number of evaluation batches (every rank needs as many)": list(counts)})
 
     def _end_evaluation(self) -> None:
         for prefix, meter in self.meters.items():

@@ -28,7 +28,7 @@ from mmpretrain.train.payload import payload
 from mmpretrain.train.pretraining import Pretraining, materialise
 from mmpretrain.train.schedule import Schedule, StepScheduler
 from mmpretrain.train.step import PLANS, StepResult
-from mmpretrain.train.trainer import EngineFlags
+from mmpretrain.train.trainer import EngineFlags, run_steps
 from mmpretrain.types import Batch, Preparer, Vocabulary
 
 
@@ -115,6 +115,10 @@ class Pretrain(EvaluatedModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if self.vocabulary is None:
             self.vocabulary = getattr(datamodule, "vocabulary", None)
+        if stage == "fit":
+            facts = {"trainer.accumulate_grad_batches": self.engine.accumulate, "model.seed": self.seed}
+            facts |= {f"data.{name}": getattr(datamodule, name, None) for name in ("fingerprint", "batch_size", "seed", "steps_per_epoch")}
+            distributed.agree(facts)
 
     def configure_model(self) -> None:
         """Materialise, bind, transform and, where the strategy says so, shard. Runs once, however often Lightning calls it."""
@@ -134,33 +138,20 @@ class Pretrain(EvaluatedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def total_steps(self) -> int:
-        """Optimiser steps of the run: ``schedule.total``, else the trainer's ``max_steps``, else its epochs.
+        """Optimiser steps that the schedule spans: ``schedule.total``, else those of the run.
 
         Raises:
             ValueError: the run has no end and the schedule no total.
         """
-        trainer = self.trainer
-        if self.schedule.total is not None:
-            return self.schedule.total
-        if trainer.max_steps > 0:
-            return trainer.max_steps
-        # not trainer.estimated_stepping_batches alone: it starts the loader before its position is restored
-        steps = getattr(trainer.datamodule, "steps_per_epoch", None)
-        if steps is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            limit = trainer.limit_train_batches
-            steps = min(steps, limit) if isinstance(limit, int) else int(steps * (1.0 if limit is None else limit))
-            return steps * trainer.max_epochs
-        total = trainer.estimated_stepping_batches
-        if total == float("inf"):
+        total = self.schedule.total if self.schedule.total is not None else run_steps(self.trainer)
+        if total is None:
             raise ValueError("the run has no end: set trainer.max_steps, trainer.max_epochs or the schedule's total")
-        return int(total)
+        return total
 
     def on_fit_start(self) -> None:
         if self.ema_decay is not None:
             self.ema = Ema(self.root, self.ema_decay, self._ema_state)
             self._ema_state = None
-        distributed.agree(self.engine.accumulate, self.device, "trainer.accumulate_grad_batches")
-        distributed.agree(float(self.seed), self.device, "model.seed")
 
     def on_train_start(self) -> None:
         for change in apply_settings(self.optimizers().optimizer, self._settings):  # what the user says wins over the checkpoint

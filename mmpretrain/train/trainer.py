@@ -15,6 +15,23 @@ import lightning.pytorch as pl
 from mmpretrain.train.checkpoint import Checkpoints, resolve
 
 
+def run_steps(trainer: pl.Trainer) -> int | None:
+    """Optimiser steps of the whole run: what ``max_steps`` or ``max_epochs`` allows, whichever ends first; None: it has no end.
+
+    Not ``trainer.estimated_stepping_batches`` where the data say how long an epoch is: it starts the loader before its position is restored.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        steps = getattr(getattr(trainer, "datamodule", None), "steps_per_epoch", None)
+        if steps is None:
+            total = trainer.estimated_stepping_batches
+            return None if total == float("inf") else int(total)
+        limit = trainer.limit_train_batches
+        steps = min(steps, limit) if isinstance(limit, int) else int(steps * (1.0 if limit is None else limit))
+        limits.append(steps * trainer.max_epochs)
+    return min(limits, default=None)
+
+
 class EngineFlags(NamedTuple):
     """Trainer flags that the step carries out."""
 

@@ -86,12 +86,21 @@ def checkpoint_matrix(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def disagreement(folder: Path) -> dict[str, Any]:
+    """Ranks that were given different things stop before the first collective that would hang or mix them up."""
+    try:
+        run(build(seed=torch.distributed.get_rank()), steps=1, strategy="ddp", devices=2)
+    except RuntimeError as error:
+        return {"says": str(error)}
+    return {"says": "nothing"}
+
+
 def main() -> None:
     """All events in one process group, results per rank."""
     folder = Path(sys.argv[1])
     quiet()
     run(build(), steps=1, strategy="ddp", devices=2)  # makes the process group
-    results = {event.__name__: event(folder / event.__name__) for event in (guard_on_one_rank, preemption, checkpoint_matrix)}
+    results = {event.__name__: event(folder / event.__name__) for event in (guard_on_one_rank, preemption, checkpoint_matrix, disagreement)}
     (folder / f"rank-{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
 
 

@@ -42,6 +42,11 @@ def test_signal_to_one_rank_stops_both_after_the_same_step(events: tuple[Path, l
 
 
 @pytest.mark.slow
+def test_ranks_that_were_given_different_seeds_stop(events: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert [result["disagreement"]["says"] for result in events[1]] == ["ranks disagree on model.seed: 0 on rank 0, 1 on rank 1"] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["ddp-fsdp2", "fsdp2-ddp", "fsdp2-fsdp2", "ddp-one", "fsdp2-one"])
 def test_checkpoint_of_one_layout_continues_under_another(events: tuple[Path, list[dict[str, Any]]], cell: str) -> None:
     folder = events[0] / "checkpoint_matrix"
