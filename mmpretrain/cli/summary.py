@@ -57,15 +57,14 @@ def speed(run: Path) -> list[dict[str, Any]]:
 
 
 def places(trainer: pl.Trainer) -> dict[str, str]:
-    """Where the checkpoint and the W&B run are."""
+    """Where the checkpoints are (``checkpoint`` is the one that was measured, the end of the run) and the W&B run."""
     found: dict[str, str] = {}
     keeper = next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)
     if keeper is not None:
-        for name in ("best", "last"):
+        for name, what in (("last", "checkpoint"), ("best", "best")):
             path = keeper.find(trainer) / f"{name}.ckpt"
             if path.exists():
-                found["checkpoint"] = str(path)
-                break
+                found[what] = str(path)
     for logger in trainer.loggers:
         if isinstance(logger, WandbDashboard) and (address := logger.location()):
             found["wandb"] = address

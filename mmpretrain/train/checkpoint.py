@@ -73,7 +73,8 @@ class Checkpoints(Checkpoint):
                 leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due or trainer.global_step == trainer.max_steps:  # the last one here, where Lightning still counts the epoch as unfinished
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -36,12 +36,17 @@ class EvaluatedModule(pl.LightningModule):
         distributed.agree({"the number of evaluation batches (every rank needs as many)": list(counts)})
 
     def _end_evaluation(self) -> None:
+        weights = {f"{name}/loss": float(objective.weight) for name, objective in self.root.objectives.items()}
         for prefix, meter in self.meters.items():
-            for name, value in meter.read(self.device).items():
+            values = meter.read(self.device)
+            if values:
+                values["loss"] = sum(weight * values[name] for name, weight in weights.items() if name in values)
+            for name, value in values.items():
                 self.log(f"{prefix}/{name}", value, rank_zero_only=False, sync_dist=False)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Losses and metrics of all objectives; means are exact over batches and ranks."""
+        """Losses (``val/loss`` is their weighted sum, as in training) and metrics of all objectives; means are exact over batches and
+        ranks. Of several validation sets the first has the plain names, the others ``val/<set>/...``."""
         self._evaluate(batch, dataloader_idx, "val")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -66,6 +71,6 @@ class EvaluatedModule(pl.LightningModule):
         found: dict[str, Any] = {"keys": batch.keys, **hidden}
         for view in self.root.order():
             for name in view.names:
-                if callable(getattr(self.root.objectives[name], "score", None)):
-                    found[f"{name}/score"] = self.root.objectives[name].score(hidden[view.name])
+                if callable(score := getattr(self.root.objectives[name], "score", None)):
+                    found[f"{name}/score"] = score(hidden[view.name])
         return found

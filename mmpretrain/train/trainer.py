@@ -18,7 +18,7 @@ from mmpretrain.train.checkpoint import Checkpoints, resolve
 def run_steps(trainer: pl.Trainer) -> int | None:
     """Optimiser steps of the whole run: what ``max_steps`` or ``max_epochs`` allows, whichever ends first; None: it has no end.
 
-    Not ``trainer.estimated_stepping_batches`` where the data say how long an epoch is: it starts the loader before its position is restored.
+    Where the data say how long an epoch is, ``trainer.estimated_stepping_batches`` is not asked: it would start the loader too early.
     """
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs > 0:

@@ -58,7 +58,7 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     result = json.loads((run / "result.json").read_text())
     names = {row["name"] for row in result["rows"]}
     assert {"retrieval/few/i2t_R@1", "mlm/few/accuracy", "speed/samples_per_s", "data/wait_share"} <= names
-    assert Path(result["checkpoint"]).exists() and (run / "report.html").stat().st_size > 10_000
+    assert Path(result["checkpoint"]).exists() and Path(result["best"]).name == "best.ckpt" and (run / "report.html").stat().st_size > 10_000
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 2
 
     inside = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["mmpretrain"]["config"]

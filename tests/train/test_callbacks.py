@@ -36,7 +36,8 @@ def test_names_and_values_of_metrics(tmp_path: Path) -> None:
         assert entry["train/loss"] == pytest.approx(total, rel=1e-5)
         assert entry["speed/tokens_per_s"] == pytest.approx(LENGTH * entry["speed/samples_per_s"])
         assert 0 <= entry["data/wait_share"] <= 1
-    assert any("val/mlm/loss" in entry for entry in entries)
+    validated = next(entry for entry in entries if "val/mlm/loss" in entry)
+    assert validated["val/loss"] == pytest.approx(validated["val/mlm/loss"] + 0.5 * validated["val/match/loss"], rel=1e-5)
 
 
 def test_a_broken_tracker_is_left_out(tmp_path: Path) -> None:

@@ -135,6 +135,16 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert found["val/match/loss"] == pytest.approx(keeper.best[0], abs=1e-6)
 
 
+def test_a_run_that_is_made_longer_keeps_its_epochs(tmp_path: Path) -> None:
+    """The last checkpoint of a run that ended in the middle of an epoch does not count that epoch as finished."""
+    quiet()
+    for steps in (2, 7, 12):
+        fitter = trainer(steps, [Checkpoints(every_n_steps=None)], default_root_dir=tmp_path, enable_checkpointing=True, max_epochs=3)
+        fitter.fit(build(), datamodule=FakeData(steps_per_epoch=4), ckpt_path="last")
+        assert fitter.global_step == steps
+    assert fitter.current_epoch == 3
+
+
 def test_resuming_from_the_best_checkpoint_is_exact(tmp_path: Path) -> None:
     """It is written during validation, at another place of the loop than the periodic ones."""
     quiet()
