@@ -31,12 +31,14 @@ class Limits(NamedTuple):
     mlm: int | None = 1000
     zeroshot: int | None = None
     captions: int | None = None  # of each image in retrieval
+    fusion_sets: int | None = None  # retrieval by a fusion model, a forward for every pair, on the first so many sets only
 
     def at_most(self, limit: int | None) -> Limits:
         """These limits, none of them above ``limit``."""
         if limit is None:
             return self
-        return Limits(*(limit if own is None else min(own, limit) for own in self[:4]), captions=self.captions)
+        own = {name: limit if most is None else min(most, limit) for name, most in self._asdict().items() if name in MEASUREMENTS}
+        return self._replace(**own)
 
 
 def evaluate(
@@ -66,8 +68,9 @@ def evaluate(
     if unknown := [name for name in only if name not in MEASUREMENTS]:
         raise ValueError(f"evaluate: unknown measurement {unknown[0]!r}; known are {', '.join(MEASUREMENTS)}")
     results: list[Result] = []
-    for data_set in sets_of(data):
-        if "retrieval" in only and pretrained.can_match() and any(True for _ in chosen(data_set, None, _captioned)):
+    for place, data_set in enumerate(sets_of(data)):
+        ranked = pretrained.dual or (pretrained.can_match() and (limits.fusion_sets is None or place < limits.fusion_sets))
+        if "retrieval" in only and ranked and any(True for _ in chosen(data_set, None, _captioned)):
             limit = limits.retrieval if pretrained.dual or limits.retrieval is None else min(limits.retrieval, FUSION_LIMIT)
             report = _named(progress, f"retrieval {data_set.name}")
             results += retrieval(pretrained, data_set, limit, limits.captions, progress=report)
@@ -82,8 +85,8 @@ def evaluate(
 
 def sets_of(data: ShardData | Iterable[EvalSet]) -> list[EvalSet]:
     """The validation sets of a data module; sets pass through."""
-    if not hasattr(data, "val_reader"):
-        return list(data)  # type: ignore[arg-type]
+    if isinstance(data, Iterable):
+        return list(data)
     return [of_reader(name, data.val_reader(name)) for name in data.val_sources]
 
 

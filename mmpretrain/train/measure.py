@@ -26,7 +26,8 @@ class Measure(pl.Callback):
     Args:
         every: at every so many validations.
         samples: most samples of each measurement.
-        retrieval: most images for retrieval; None: ``samples``. A fusion model scores retrieval x retrieval x captions pairs.
+        retrieval: most images for retrieval; None: ``samples``. A fusion model scores retrieval x retrieval x captions pairs, of the
+            first set only.
         captions: of each image in retrieval; None: all, or what keeps a fusion model within 65,536 pairs.
         only: what to measure, out of ``retrieval``, ``matching``, ``mlm`` and ``zeroshot``.
         weights: ``raw``, ``ema``, or ``auto``: the average where the run keeps one.
@@ -35,7 +36,7 @@ class Measure(pl.Callback):
     def __init__(
         self,
         every: int = 1,
-        samples: int = 256,
+        samples: int = 128,
         retrieval: int | None = 64,
         captions: int | None = 1,
         only: Sequence[str] = MEASUREMENTS,
@@ -62,7 +63,7 @@ class Measure(pl.Callback):
         self._seen += 1
         if (self._seen - 1) % self.every:
             return
-        limits = Limits(captions=self.captions).at_most(self.samples)
+        limits = Limits(captions=self.captions, fusion_sets=1).at_most(self.samples)
         if self.retrieval is not None:
             limits = limits._replace(retrieval=min(self.retrieval, self.samples))
         self.results = measure(trainer, pl_module, self.only, limits, self.weights)

@@ -11,6 +11,7 @@ from mmpretrain.evaluate.engine import cut
 from mmpretrain.evaluate.matching import edit_pairs, matching, random_pairs
 from mmpretrain.evaluate.retrieval import retrieval
 from mmpretrain.evaluate.samples import choose
+from mmpretrain.evaluate.suite import Limits, evaluate
 from mmpretrain.evaluate.zeroshot import classifier, fill, zeroshot
 
 
@@ -64,6 +65,14 @@ def test_captions_of_a_fusion_model_are_cut_to_the_pairs_allowed(monkeypatch: py
     monkeypatch.setattr("mmpretrain.evaluate.retrieval.FUSION_PAIRS", 100)
     assert retrieval(fakes.pretrained(fusion=True), data)[0].stamp.protocol.startswith("9 images, 9 captions")
     assert retrieval(fakes.pretrained(), data)[0].stamp.protocol.startswith("9 images, 18 captions")
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_a_fusion_model_may_rank_the_first_sets_only(fusion: bool) -> None:
+    sets = [fakes.coloured(), fakes.coloured()._replace(name="second")]
+    results = evaluate(fakes.pretrained(fusion), sets, ["retrieval"], Limits(fusion_sets=1).at_most(4))
+    assert {result.name.split("/")[1] for result in results} == ({"fake"} if fusion else {"fake", "second"})
+    assert Limits(fusion_sets=1).at_most(4) == Limits(4, 4, 4, 4, None, 1)
 
 
 def test_matching_numbers() -> None:
