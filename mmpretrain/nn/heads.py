@@ -10,11 +10,16 @@ from mmpretrain.nn.layers import Init, LayerNorm, Linear
 
 
 class Pooler(nn.Module):
-    """Linear and tanh on one state per sample: (B, D) -> (B, D)."""
+    """Linear and tanh on one state per sample: (B, D) -> (B, D).
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the states.
+        std: of the normal initialisation.
+    """
+
+    def __init__(self, width: int, std: float = 0.02) -> None:
         super().__init__()
-        self.dense = Linear(width, width, init=Init("normal"))
+        self.dense = Linear(width, width, init=Init("normal", std))
 
     def forward(self, first_BD: Tensor) -> Tensor:
         return torch.tanh(self.dense(first_BD))

@@ -49,6 +49,11 @@ class ITMPreparer(NamedTuple):
     kinds: tuple[str, ...]
     weights: tuple[float, ...]
 
+    @property
+    def shared_by(self) -> int:
+        """Neighbouring positions that share a draw; the data module warns of micro-batches that part them."""
+        return 2 if self.kinds else 1
+
     def prepare(self, example: Example, draw: Draw) -> Swap:
         """Draw what replaces a part of this example. A sample that is known to be false stays as it is and is a negative."""
         if not example.matched:
@@ -115,11 +120,12 @@ def _other_text(example: Example, draw: Draw) -> Tokens:
 class MatchHead(nn.Linear):
     """Width -> two logits (0: no match, 1: match). Weights from N(0, 0.02), bias 0, as in ViLT's code."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, std: float = 0.02) -> None:
+        self.std = std
         super().__init__(width, 2)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=self.std)
         nn.init.zeros_(self.bias)
 
 
@@ -130,6 +136,7 @@ class ITM(Objective):
         negatives: kind -> weight of the draw. ``image``: another image, uniform over the whole set (ViLT); ``text``: another caption;
             ``edit``: a minimal edit of the caption (``meta["edits"]``), or another caption where there is none.
             Empty: only the labels of the data. None: ``{"image": 1.0}``.
+        head_std: of the head's normal initialisation; as for ViLT's pooler, a narrow model wants about 1 / sqrt(width).
         weight, view, after, sources: see ``Objective``. The view is its own by default, so that masked text is not matched.
 
     A sample whose text is known to be false (``matched=False``) is always a negative, unchanged. Negatives always differ from the true part
@@ -141,6 +148,7 @@ class ITM(Objective):
     def __init__(
         self,
         negatives: dict[str, float] | None = None,
+        head_std: float = 0.02,
         *,
         weight: float = 1.0,
         view: str = "itm",
@@ -156,6 +164,7 @@ class ITM(Objective):
             raise ValueError(f"ITM: the weights of negatives must not be negative and not all zero, got {negatives}")
         total = sum(negatives.values())
         self.negatives = {kind: value / total for kind, value in negatives.items() if value > 0}
+        self.head_std = head_std
         self.head: MatchHead | None = None
         self.pad = 0
 
@@ -169,7 +178,7 @@ class ITM(Objective):
         if vocabulary is not None:
             self.pad = vocabulary.pad
         if self.head is None:
-            self.head = MatchHead(spec.width)
+            self.head = MatchHead(spec.width, self.head_std)
 
     def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
         """Put the drawn images and texts into the batch and set ``matched_B``."""
