@@ -143,10 +143,10 @@ def say(claim: Claim, style: Style) -> str:
         style = style._replace(several=len(claim.parts) > 1)
         return _JOINERS[style.joiner].join(say(part, style) for part in claim.parts)
     if isinstance(claim, Number):
-        form = style.form % len(_THERE) if claim.compare == "exactly" and style.form % 2 else 1
+        pattern = style.form % len(_THERE) if claim.compare == "exactly" and style.form % 2 else 1
         compared = "" if claim.count == 0 or (claim.compare == "exactly" and style.relation_words) else claim.compare + " "
         text = compared + NUMBERS[claim.count] + " " + noun_text(claim.nouns[0], style, plural=claim.count != 1)
-        return _THERE[form].format(list=text, be="is" if claim.count == 1 else "are")
+        return _THERE[pattern].format(list=text, be="is" if claim.count == 1 else "are")
     if isinstance(claim, Of):
         (noun,) = claim.nouns
         what = " and ".join(word for word in (noun.size and _SIZE_WORDS[style.size_words][noun.size], noun.material, noun.colour) if word)

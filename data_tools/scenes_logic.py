@@ -71,14 +71,14 @@ class Number(NamedTuple):
 
     nouns: tuple[Noun]
     compare: str
-    count: int
+    count: int  # type: ignore[assignment]  # of a tuple's methods
 
 
 class Of(NamedTuple):
     """"Two of the three shapes are red": exactly ``count`` of exactly ``total`` things fit."""
 
     nouns: tuple[Noun]
-    count: int
+    count: int  # type: ignore[assignment]  # of a tuple's methods
     total: int
 
 
@@ -121,7 +121,7 @@ class Pictures(NamedTuple):
     """``claim`` holds of exactly ``count`` of the two pictures."""
 
     claim: Claim
-    count: int
+    count: int  # type: ignore[assignment]  # of a tuple's methods
 
 
 class MoreIn(NamedTuple):
@@ -135,7 +135,7 @@ class Together(NamedTuple):
     """Exactly ``count`` things fit the noun in both pictures together."""
 
     nouns: tuple[Noun]
-    count: int
+    count: int  # type: ignore[assignment]  # of a tuple's methods
 
 
 PairClaim = In | Pictures | MoreIn | Together

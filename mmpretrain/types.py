@@ -137,7 +137,7 @@ class Score(NamedTuple):
     """The loss of one objective on one micro-batch, as a sum and a count so that means are exact over ranks and micro-batches."""
 
     sum: Tensor  # scalar with gradient
-    count: Tensor  # scalar without gradient: equals Objective.count(corrupted batch)
+    count: Tensor  # type: ignore[assignment]  # of a tuple's methods; scalar without gradient: equals Objective.count(corrupted batch)
     stats: Mapping[str, tuple[Tensor, Tensor]]  # name -> (sum, count), detached: accuracy and the like
 
 

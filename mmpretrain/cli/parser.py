@@ -47,6 +47,7 @@ def accepted(class_path: str) -> list[str]:
     except (ImportError, AttributeError, ValueError):
         return []
     names: list[str] = []
+    base: Any
     for base in inspect.getmro(found):
         if base is object:
             continue

@@ -102,7 +102,8 @@ class ImageTransform:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageTransform:
         """Inverse of :meth:`to_dict`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**options)
 
 
 def vilt_size(height: int, width: int, size: int = 384, multiple: int = 32) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import json
 import mmap
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +120,7 @@ class _Builder:
         names = sorted({row[3] for row in self.rows})
         code = {name: number for number, name in enumerate(names)}
         rows, counts = self.rows, np.minimum(np.asarray(self.counts, dtype=np.int64).reshape(-1, 3), 65535).astype(np.uint16)
-        arrays = (
+        arrays: tuple[np.ndarray, ...] = (
             np.frombuffer(b"".join(self.keys), dtype=np.uint8),
             np.cumsum([len(key) for key in self.keys], dtype=np.int64),
             np.asarray(self.first, dtype=np.int64),
@@ -133,8 +133,9 @@ class _Builder:
         digest = hashlib.sha256(json.dumps([VERSION, tar_size, names]).encode())
         for array in arrays:
             digest.update(array.tobytes())
-        rest = (tuple(names), tar_size, digest.hexdigest(), dict(self.ignored), tuple(self.problems), self.bad)
-        return ShardIndex(self.path, *arrays, *rest)
+        fields: list[Any] = [self.path, *arrays, tuple(names), tar_size, digest.hexdigest()]
+        fields += [dict(self.ignored), tuple(self.problems), self.bad]
+        return ShardIndex(*fields)
 
 
 def build(path: Path) -> ShardIndex:
@@ -205,8 +206,9 @@ def load(path: Path, target: Path) -> ShardIndex | None:
         head: dict[str, Any] = json.loads(bytes(arrays["head"]).decode("utf-8"))
         if head["stamp"] != _stamp(path):
             return None
-        rest = (tuple(head["extensions"]), head["tar_size"], head["digest"], head["ignored"], tuple(head["problems"]), head["bad"])
-        return ShardIndex(path, *(arrays[name] for name in _ARRAYS), *rest)
+        fields: list[Any] = [path, *(arrays[name] for name in _ARRAYS), tuple(head["extensions"]), head["tar_size"], head["digest"]]
+        fields += [head["ignored"], tuple(head["problems"]), head["bad"]]
+        return ShardIndex(*fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -275,7 +277,7 @@ def open_indexes(paths: Sequence[Path], threads: int = 4) -> list[ShardIndex]:
     """
     missing = sum(path.stat().st_size for path in paths if not index_path(path).exists())
     with ThreadPoolExecutor(max(1, min(threads, len(paths)))) as pool:
-        found = pool.map(open_index, paths)
+        found: Iterable[ShardIndex] = pool.map(open_index, paths)
         if missing > _SHOW_PROGRESS:
             from rich.progress import track
 

@@ -31,7 +31,7 @@ class Plan:
         DataError: fewer units than one batch.
     """
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, seed: int, block: int = 16) -> None:
+    def __init__(self, sizes: Sequence[int] | np.ndarray, batch_size: int, seed: int, block: int = 16) -> None:
         if batch_size < 1 or block < 1 or seed < 0:
             raise DataError(f"data: batch_size {batch_size} and block {block} must be at least 1, seed {seed} at least 0")
         self.sizes = np.asarray(sizes, dtype=np.int64)

@@ -41,7 +41,7 @@ class ShardReader:
 
     def __setstate__(self, state: dict) -> None:
         paths = state["paths"]
-        self.__init__(paths, [load(path, index_path(path)) or open_index(path) for path in paths])
+        ShardReader.__init__(self, paths, [load(path, index_path(path)) or open_index(path) for path in paths])
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0

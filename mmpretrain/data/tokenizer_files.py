@@ -35,7 +35,7 @@ def clip(max_tokens: int = CLIP_TOKENS) -> Tokenizer:
     if found is None or not found.submodule_search_locations:
         raise DataError("data.text.tokenizer=clip takes its vocabulary from open_clip, which is not installed; pip install open-clip-torch")
     with gzip.open(Path(found.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : _CLIP_MERGES + 1]]
+        merges: list[Any] = [tuple(line.split()) for line in file.read().split("\n")[1 : _CLIP_MERGES + 1]]
     letters = _byte_letters()
     names = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), _SOT, _EOT]
     vocabulary = {name: number for number, name in enumerate(names)}

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write and rename, so that a part that is there is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **cast(Any, arrays))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -123,7 +123,7 @@ def _join(paths: list[Path], out: Path, plan: dict[str, Any]) -> None:
             for name in _ARRAYS:
                 columns[name].append(part[name])
         with temporary.open("wb") as file:
-            np.savez(file, plan=np.array(json.dumps(plan)), **{name: np.concatenate(columns[name]) for name in _ARRAYS})
+            np.savez(file, plan=np.array(json.dumps(plan)), **cast(Any, {name: np.concatenate(columns[name]) for name in _ARRAYS}))
     else:
         _join_parquet(paths, temporary, plan)
     os.replace(temporary, out)

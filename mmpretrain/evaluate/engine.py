@@ -42,9 +42,11 @@ class Engine:
         runner: Runner | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.model, self.objectives, self.collate, self.autocast = model, objectives, collate, autocast
+        self.model: Any = model  # with spec
+        self.objectives, self.collate, self.autocast = objectives, collate, autocast
         self._runner = runner
-        kinds = tuple(model.spec.kinds)
+        spec: Any = model.spec
+        kinds = tuple(spec.kinds)
         self.kind = "paired" if "paired" in kinds else "fused" if "fused" in kinds else kinds[0]
 
     @property
@@ -79,7 +81,7 @@ class Engine:
         if not self.dual:
             return 1.0, None
 
-        def read(model: nn.Module, _: Mapping[str, Any]) -> tuple[float, float | None]:
+        def read(model: Any, _: Mapping[str, Any]) -> tuple[float, float | None]:
             bias = getattr(model, "logit_bias", None)
             return float(model.logit_scale.float().exp()), None if bias is None else float(bias.float())
 
@@ -117,6 +119,11 @@ class Engine:
         size_P = [(tuple(images[i].shape), len(tokens[t].ids)) for i, t in zip(image_P, text_P, strict=True)]
         order = sorted(range(len(size_P)), key=size_P.__getitem__)
         cost = [self.patches(images[image_P[p]]) + len(tokens[text_P[p]].ids) for p in order]
+        name = next(name for name in self.objectives if self.objectives[name] is head)
+
+        def read(hidden: Any, objectives: Mapping[str, Any]) -> Tensor:
+            return objectives[name].score(hidden)
+
         parts = []
         for part in cut(order, cost):
             batch = Batch(
@@ -125,15 +132,15 @@ class Engine:
                 text=self.text([tokens[text_P[p]] for p in part]),
                 image=self.pixels([images[image_P[p]] for p in part]),
             )
-            name = next(name for name in self.objectives if self.objectives[name] is head)
-            parts.append(self.forward(batch, lambda hidden, objectives, name=name: objectives[name].score(hidden)))
+            parts.append(self.forward(batch, read))
         return self._gather(parts, width=())[np.argsort(order)]
 
     def text(self, tokens: Sequence[Tokens]) -> Text:
         """Padded texts on the device of the model."""
         text = self.collate.text(tokens)
         device = self.device
-        return Text(*(field.to(device) if isinstance(field, Tensor) else field for field in text))
+        fields: list[Any] = [field.to(device) if isinstance(field, Tensor) else field for field in text]
+        return Text(*fields)
 
     def pixels(self, images: Sequence[Tensor]) -> Pixels:
         """Padded images on the device of the model."""

@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def load(path: str | Path, weights: str = "auto", which: str = "best", device: s
     transform = _transform(config, file)
     found = Pretrained(
         model.eval(),
-        heads.eval(),
+        cast(Mapping[str, Any], heads.eval()),
         tokenizer,
         transform,
         vocabulary,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,13 @@ class _Pairs(NamedTuple):
     true: list[str]
     false: list[str]
     kind: list[str]
+
+    def add(self, image: int, true: str, false: str, kind: str) -> None:
+        """One more pair."""
+        self.image.append(image)
+        self.true.append(true)
+        self.false.append(false)
+        self.kind.append(kind)
 
 
 def matching(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000) -> list[Result]:
@@ -75,7 +82,7 @@ def random_pairs(samples: Sequence[Sample]) -> _Pairs:
             other = samples[owners[(place + 1 + key_of(_OTHER, i, attempt) % (len(owners) - 1)) % len(owners)]]
             false = other.captions[key_of(_OTHER, i, attempt, 1) % len(other.captions)]
             if false not in own.captions:
-                pairs.image.append(i), pairs.true.append(true), pairs.false.append(false), pairs.kind.append("random")
+                pairs.add(i, true, false, "random")
                 break
     return pairs
 
@@ -90,21 +97,21 @@ def edit_pairs(samples: Sequence[Sample]) -> _Pairs:
                 by_kind[str(edit["kind"])].append((caption, edit["text"]))
         for kind in sorted(by_kind):
             true, false = by_kind[kind][key_of(_EDIT, i, stream(kind)) % len(by_kind[kind])]
-            pairs.image.append(i), pairs.true.append(true), pairs.false.append(false), pairs.kind.append(kind)
+            pairs.add(i, true, false, kind)
     return pairs
 
 
-def scores(pretrained: Pretrained, samples: Sequence[Sample], image_P: Sequence[int], texts: Sequence[str]) -> np.ndarray:
-    """Cosines or log-odds of text p with the image of sample ``image_P[p]``: float64 (P,), NaN where the image cannot be decoded.
+def scores(pretrained: Pretrained, samples: Sequence[Sample], images: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Cosines or log-odds of text p with the image of sample ``images[p]``: float64 (P,), NaN where the image cannot be decoded.
 
     Each image is decoded once, and only a part of them is held at a time.
     """
-    tokens, image_P = pretrained.tokenize(list(texts)), np.asarray(image_P, dtype=np.int64)
+    tokens, image_P = pretrained.tokenize(list(texts)), np.asarray(images, dtype=np.int64)
     found = np.full(len(tokens), np.nan)
     text_PE = pretrained.encode_tokens(tokens) if pretrained.dual else None
     for start in range(0, len(samples), IMAGES):
         inside = np.flatnonzero((image_P >= start) & (image_P < start + IMAGES))
-        needed = {int(i): picture(pretrained, samples[i]) for i in np.unique(image_P[inside])}
+        needed: dict[int, Any] = {int(i): picture(pretrained, samples[i]) for i in np.unique(image_P[inside])}
         slot = {i: place for place, i in enumerate(i for i, image in needed.items() if image is not None)}
         pixels = [needed[i] for i in slot]
         inside = np.array([p for p in inside if int(image_P[p]) in slot], dtype=np.int64)

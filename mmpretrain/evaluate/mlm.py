@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def masked_accuracy(pretrained: Pretrained, data: EvalSet, limit: int | None = 1
         image = pretrained.pixels([image for _, image in part])
         batch = Batch(keys=tuple(sample.key for sample, _ in part), draw_keys_B=keys, text=text, image=image)
         for suffix, given in (("", batch), ("_without_image", batch._replace(image=None))):
-            right, count = pretrained.run(lambda model, objectives, given=given: _step(model, objectives, name, given))
+            right, count = pretrained.run(partial(_step, name=name, batch=given))
             totals[suffix][0] += right
             totals[suffix][1] += count
         seen += len(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -81,6 +81,12 @@ class Pretrained(Engine):
         for module in (self.model, *(self.objectives[name] for name in self.objectives)):
             module.to(device)
         return self
+
+    @overload
+    def tokenize(self, text: str) -> Tokens: ...  # type: ignore[overload-overlap]  # a str is a sequence of str too
+
+    @overload
+    def tokenize(self, text: Sequence[str]) -> list[Tokens]: ...
 
     def tokenize(self, text: str | Sequence[str]) -> Tokens | list[Tokens]:
         """Token ids with special tokens, as in training; one ``Tokens`` per text. Too long texts are cut."""

@@ -13,7 +13,7 @@ class Stamp(NamedTuple):
     data: str  # name and fingerprint of the data
     protocol: str  # one line: what was compared with what, and how ties count
     precision: str  # "float32", "bfloat16", ...
-    count: int  # samples (or pairs, or tokens: the protocol says which) behind the number
+    count: int  # type: ignore[assignment]  # of a tuple's methods; samples (or pairs, or tokens: the protocol says which) behind the number
     weights: str  # "raw" or "ema"
 
 

@@ -59,7 +59,7 @@ def retrieval(
     if not pretrained.can_match():
         raise ValueError("retrieval: this checkpoint cannot score pairs (a fusion model without a matching head)")
     limit = FUSION_LIMIT if limit is None and not pretrained.dual else limit
-    samples = chosen(data, limit, lambda sample: single_image(sample) and bool(sample.captions))
+    samples: Iterable[Sample] = chosen(data, limit, lambda sample: single_image(sample) and bool(sample.captions))
     if captions is not None or not pretrained.dual:
         samples = _with_captions(samples, captions)
     gallery = gather(pretrained, samples)
@@ -71,7 +71,10 @@ def retrieval(
 
 def gather(pretrained: Pretrained, samples: Iterable[Sample]) -> Gallery:
     """Images and tokenised captions of samples. Each image is decoded once; a dual encoder keeps its vector only."""
-    images, tokens, owners, count = [], [], [], 0
+    images: list[Tensor] = []
+    tokens: list[Tokens] = []
+    owners: list[int] = []
+    count = 0
     for part in chunks(with_pictures(pretrained, samples), BLOCK):
         pixels = [image for _, image in part]
         images.extend([pretrained.encode_pixels(pixels)] if pretrained.dual else pixels)
@@ -102,15 +105,20 @@ def tie_tolerance(pretrained: Pretrained) -> float:
 def _rank(pretrained: Pretrained, gallery: Gallery, progress: Callable[[int, int], None] | None) -> tuple[Standing, Standing]:
     images, texts = len(gallery.images), len(gallery.tokens)
     if pretrained.dual:
+        assert isinstance(gallery.images, Tensor)
         scores = _Cosines(gallery.images, pretrained.encode_tokens(gallery.tokens))
-        own, block, rows = scores.own(gallery.image_P), scores.block, BLOCK
+        own, rows = scores.own(gallery.image_P), BLOCK
+        block: Callable[[slice], Tensor] = scores.block
     else:
-        own = pretrained.match(gallery.images, gallery.tokens, gallery.image_P, np.arange(texts))
+        pixels = list(gallery.images)
+        own = pretrained.match(pixels, gallery.tokens, gallery.image_P, np.arange(texts))
         rows = max(1, PAIRS // texts)
 
-        def block(part: slice) -> Tensor:
+        def matched(part: slice) -> Tensor:
             image, text = np.divmod(np.arange((part.stop - part.start) * texts), texts)
-            return pretrained.match(gallery.images, gallery.tokens, image + part.start, text).view(-1, texts)
+            return pretrained.match(pixels, gallery.tokens, image + part.start, text).view(-1, texts)
+
+        block = matched
 
     def counted(part: slice) -> Tensor:
         result = block(part)

@@ -101,7 +101,8 @@ def zeroshot(
         raise ValueError("zero-shot: needs at least two classes, each named once")
     limit = 256 if limit is None and not pretrained.dual else limit
     wanted = chosen(data, limit, lambda sample: single_image(sample) and bool(labels(sample)))
-    right, parts = [], []
+    right: list[list[int]] = []
+    parts: list[Tensor] = []
     scorer = class_scorer(pretrained, classes, templates)
     for part in chunks(with_pictures(pretrained, wanted), 256):
         right.extend(sorted(set(labels(sample))) for sample, _ in part)

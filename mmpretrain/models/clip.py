@@ -93,7 +93,9 @@ class ResNetTower(nn.Module):
         super().__init__()
         if image_size % 32:
             raise ValueError(f"image_size={image_size} is not a multiple of 32")
-        self.image_size, self.layers, self.width, self.heads, self.embed_dim = image_size, tuple(layers), width, heads, embed_dim
+        self.image_size, self.width, self.heads, self.embed_dim = image_size, width, heads, embed_dim
+        first, second, third, fourth = layers
+        self.layers = (first, second, third, fourth)
         self.patch_size = None
         self.trunk = ModifiedResNet(self.layers, width)
         self.pool = AttentionPool((image_size // 32) ** 2, width * 32, heads, embed_dim)
@@ -191,8 +193,10 @@ class CLIP(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The units of sharding, activation checkpointing and compilation: transformer blocks. A ResNet stays with the root, because
         recomputing its blocks would update the running statistics of its norms twice."""
-        towers = [self.image, self.text] if isinstance(self.image, ViTTower) else [self.text]
-        return [block for tower in towers for block in tower.transformer.blocks]
+        stacks = [self.text.transformer]
+        if isinstance(self.image, ViTTower):
+            stacks.insert(0, self.image.transformer)
+        return [block for stack in stacks for block in stack.blocks]
 
     def forward(self, batch: Batch, kind: str = "paired") -> Paired:
         """Features of length 1, in fp32 under autocast.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -127,5 +127,5 @@ class Attention(nn.Module):
             cu_q, max_q = plan.cumulative_B1, plan.max_len
         else:
             q, cu_q, max_q = q.index_select(0, keep_B), plan.one_B1, 1
-        y = varlen_attn(q, k, v, cu_q, plan.cumulative_B1, max_q, plan.max_len, window_size=window)
+        y: Any = varlen_attn(q, k, v, cu_q, plan.cumulative_B1, max_q, plan.max_len, window_size=window)
         return y.flatten(1)

@@ -6,6 +6,7 @@ the host from Python ints and cached per device, so that a layout shared by many
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Layout:
             self._host["starts"] = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]).astype(np.int64)
         return self._host["starts"]
 
-    def _table(self, name: str, build, device: torch.device) -> Tensor:
+    def _table(self, name: str, build: Callable[[], np.ndarray], device: torch.device) -> Tensor:
         key = (name, device)
         if key not in self._device:
             if name not in self._host:

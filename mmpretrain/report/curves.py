@@ -108,7 +108,8 @@ def thin(series: Series, limit: int = POINT_LIMIT) -> Series:
             keep.add(min(inside, key=series.values.__getitem__))
             keep.add(max(inside, key=series.values.__getitem__))
     kept = sorted(keep)
-    return Series(*(tuple(column[i] for i in kept) for column in series))
+    columns: list[Any] = [tuple(column[i] for i in kept) for column in series]
+    return Series(*columns)
 
 
 def payload(made: list[Chart]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -101,7 +101,7 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
     old = json.loads(manifest.read_text())["sha256"] if manifest.exists() and path.exists() else None
     with replacing(path) as file:
         hashing = _Hashing(file)
-        torch.save(checkpoint, hashing)
+        torch.save(checkpoint, cast(IO[bytes], hashing))
         entry = {"file": path.name, "bytes": hashing.bytes, "sha256": hashing.sha.hexdigest(), "step": checkpoint.get("global_step")}
         write_text(manifest, json.dumps({**entry, "previous": old}) + "\n")
     if old is not None:

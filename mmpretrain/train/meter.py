@@ -43,7 +43,7 @@ class Meter:
 
 def token_count(batch: Batch, patch_size: int | None) -> int:
     """Real tokens of a batch: text without padding, and the patches of the valid part of its images."""
-    words = sum(batch.text.lengths) if batch.text is not None else 0
+    words: int = sum(batch.text.lengths) if batch.text is not None else 0
     if batch.image is None or not patch_size:
         return words
     return words + sum((h // patch_size) * (w // patch_size) for h, w in batch.image.sizes)

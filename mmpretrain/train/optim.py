@@ -60,7 +60,8 @@ class Optimizer:
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        self.lr, self.kind, self.betas, self.eps, self.weight_decay = lr, kind, tuple(betas), eps, weight_decay
+        self.lr, self.kind, self.eps, self.weight_decay = lr, kind, eps, weight_decay
+        self.betas: tuple[float, float] = (betas[0], betas[1])
         self.decay, self.no_decay, self.lr_mult = decay, tuple(no_decay), dict(lr_mult or {})
         self.foreach, self.fused = foreach, fused
 
@@ -90,7 +91,7 @@ class Optimizer:
         groups = [{k: v for k, v in group.items() if k != "names"} for group in self.groups(module)]
         if not groups:
             raise ValueError("optimizer: nothing to train, every parameter is frozen")
-        switches = {"foreach": self.foreach, "fused": self.fused}
+        switches: dict[str, Any] = {"foreach": self.foreach, "fused": self.fused}
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay, **switches)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)

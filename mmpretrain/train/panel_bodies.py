@@ -105,10 +105,10 @@ def retrieval(batch: Batch, shown: Shown, score: Callable[[Any], Tensor] | None,
         scores_nn = torch.cat(parts).view(n, n)
     if not bool(torch.isfinite(scores_nn).all()):
         raise ValueError("the scores of the retrieval gallery are not finite")
-    texts = [sentence(spelt) for spelt in shown.tokens]
-    right_nn = torch.tensor([[i == t or texts[i] == texts[t] for t in range(n)] for i in range(n)])  # equal captions are equally right
-    found = [_query(scores_nn[:, t], right_nn[:, t], None, shown.pictures)._replace(text=texts[t]) for t in range(min(n, queries))]
-    named = [_query(scores_nn[i], right_nn[i], texts, None)._replace(image=shown.pictures[i]) for i in range(min(n, queries))]
+    captions = [sentence(spelt) for spelt in shown.tokens]  # equal ones are equally right
+    right_nn = torch.tensor([[i == t or captions[i] == captions[t] for t in range(n)] for i in range(n)])
+    found = [_query(scores_nn[:, t], right_nn[:, t], None, shown.pictures)._replace(text=captions[t]) for t in range(min(n, queries))]
+    named = [_query(scores_nn[i], right_nn[i], captions, None)._replace(image=shown.pictures[i]) for i in range(min(n, queries))]
     return RetrievalPanel(tuple(found), tuple(named), n, n, "cosine" if score is None else "itm")
 
 

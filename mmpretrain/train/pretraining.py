@@ -6,8 +6,8 @@ root of a parallel plan. Objectives are grouped into views; a view is corrupted,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,8 @@ class Pretraining(nn.Module):
             objective.name = name
             if objective.sources is not None:
                 raise ValueError(f"objective {name!r}: sources={objective.sources} needs a mixture of data sources; batches have one")
-        self.model = model
-        self.objectives = nn.ModuleDict(objectives)
+        self.model: Any = model  # with spec and blocks()
+        self.objectives = cast(Mapping[str, Objective], nn.ModuleDict(objectives))
         self.views = group_views(objectives)
         self.bound = False
 
@@ -143,12 +143,12 @@ class Pretraining(nn.Module):
             return {name: torch.as_tensor(self.objectives[name].count(batch)).float() for name, batch in pairs}
 
     def forward(
-        self, batch: Batch | Mapping[str, Batch] | Callable[..., Any], names: Sequence[str] | None = None, mode: str = "scores"
+        self, batch: Any, names: Sequence[str] | None = None, mode: str = "scores"
     ) -> Any:
         """One pass over a micro-batch.
 
         Args:
-            batch: a batch, or the corrupted batches of ``corrupt``.
+            batch: a ``Batch``, the corrupted batches {view: Batch} of ``corrupt``, or the function of mode ``call``.
             names: the objectives to score; all if None.
             mode: ``scores`` -> {objective: Score}; ``features`` -> {objective: Features} for objectives that can be cached, Score for
                 the others; ``corrupt`` -> {view: Batch}, what ``corrupt`` gives; ``hidden`` -> {view: hidden states of the batch as it
@@ -183,7 +183,7 @@ class Pretraining(nn.Module):
         return hidden if mode == "hidden" else results
 
     @staticmethod
-    def _result(objective: Objective, hidden: Any, batch: Batch, mode: str) -> Score | Features:
+    def _result(objective: Any, hidden: Any, batch: Batch, mode: str) -> Score | Features:
         if mode == "features" and can_cache(objective):
             bias = hidden.logit_bias
             return Features(tuple(objective.features(hidden, batch)), hidden.logit_scale.clone(), None if bias is None else bias.clone())
@@ -223,7 +223,7 @@ def materialise(module: nn.Module, device: torch.device | None = None) -> None:
         ValueError: a module with parameters of its own on the meta device lacks ``reset_parameters``.
     """
     groups = ties(module)
-    fresh = [m for m in module.modules() if any(t.is_meta for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))]
+    fresh: list[Any] = [m for m in module.modules() if any(t.is_meta for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))]
     if not fresh:
         return
     for part in fresh:

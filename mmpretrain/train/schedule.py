@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -100,7 +101,7 @@ class StepScheduler(LRScheduler):
         self.schedule, self.total = schedule, total
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         factor = self.schedule.factor(self.last_epoch, self.total)
         return [base * factor for base in self.base_lrs]
 

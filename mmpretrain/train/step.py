@@ -8,7 +8,7 @@ gradient does not depend on how a global batch is cut. Data-parallel wrappers av
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ def cached(
 def _feature_gradients(
     root: Pretraining, name: str, parts: Sequence[Features], factor: Tensor, reduction: str
 ) -> tuple[Tensor, Score, Features]:
-    objective = root.objectives[name]
+    objective: Any = root.objectives[name]
     leaves = [torch.cat(columns).detach().requires_grad_() for columns in zip(*(p.values for p in parts), strict=True)]
     scale = parts[0].logit_scale.detach().clone().requires_grad_()
     bias = None if parts[0].logit_bias is None else parts[0].logit_bias.detach().clone().requires_grad_()
@@ -165,7 +165,7 @@ def _surrogate(features: Features, grads: Features, start: int, last: bool) -> T
     return total
 
 
-def _weighted(scores: dict[str, Score], factors: dict[str, Tensor]) -> Tensor:
+def _weighted(scores: dict[str, Score], factors: dict[str, Tensor]) -> Any:
     return sum(score.sum.float() * factors[name].to(score.sum.device) for name, score in scores.items())
 
 

@@ -39,14 +39,16 @@ def open_clip_config(model: CLIP, preprocess: Mapping[str, Any] | None = None, e
     image, text = model.image, model.text
     if isinstance(image, ViTTower):
         stack = image.transformer
-        vision = {"image_size": image.image_size, "layers": stack.depth, "width": stack.width, "patch_size": image.patch_size}
+        vision: dict[str, Any] = {"image_size": image.image_size, "patch_size": image.patch_size}
+        vision |= {"layers": stack.depth, "width": stack.width}
         vision |= {"head_width": stack.width // stack.heads, "mlp_ratio": stack.hidden / stack.width}
         vision |= {"norm_kwargs": {"eps": stack.eps}}
     else:
         vision = {"image_size": image.image_size, "layers": list(image.layers), "width": image.width, "patch_size": None}
         vision |= {"head_width": image.width * 32 // image.heads}
     stack = text.transformer
-    words = {"context_length": text.embed.max_positions, "vocab_size": text.embed.vocab_size, "width": stack.width, "heads": stack.heads}
+    words: dict[str, Any] = {"context_length": text.embed.max_positions, "vocab_size": text.embed.vocab_size}
+    words |= {"width": stack.width, "heads": stack.heads}
     words |= {"layers": stack.depth, "mlp_ratio": stack.hidden / stack.width, "norm_kwargs": {"eps": stack.eps}}
     if eos_token_id is not None and eos_token_id != text.embed.vocab_size - 1:
         words |= {"pool_type": "eos", "eos_id": eos_token_id}
