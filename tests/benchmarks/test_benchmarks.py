@@ -1,0 +1,49 @@
+"""Every benchmark runs with tiny models and prints its table, and the outputs of both sides agree. No speed is asserted."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[2]
+STEPS = ("clip_step.py", "vilt_step.py")
+
+
+def run(script: str, *arguments: str, **environment: str) -> str:
+    """What a benchmark prints; its folder is the first of the path, as when a user starts it."""
+    path = os.pathsep.join([str(TREE), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, str(TREE / "benchmarks" / script), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", STEPS)
+def test_steps_agree_and_are_timed(script: str) -> None:
+    shown = run(script, "--tiny", "--batch", "4", "--pairs", "1", "--threads", "1")
+    difference = re.search(r"largest difference ([\d.e+-]+)", shown)
+    assert difference and float(difference[1]) < 1e-4
+    for text in ("ceiling", "ours", "theirs", "measured ratio", "peak memory"):
+        assert text in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_loaders_deliver_the_same(workers: str) -> None:
+    shown = run("loader.py", "--samples", "32", "--batch", "4", "--size", "32", "--passes", "1", "--workers", workers)
+    assert "scenes, 32 samples" in shown and "100% of the pictures are equal" in shown and "measured ratio" in shown
+
+
+def test_every_script_has_its_command_in_the_page() -> None:
+    page = (TREE / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for script in (TREE / "benchmarks").glob("*.py"):
+        assert script.name in page
+        if "__main__" in script.read_text(encoding="utf-8"):
+            assert f"python benchmarks/{script.name}" in page
