@@ -245,9 +245,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def main(args: list[str]) -> int:
+def main(args: list[str], parser_class: type[argparse.ArgumentParser] = _Parser) -> int:
     """``mmpretrain data scenes --out DIR --n N --seed S [...]``; returns the exit code (2: the arguments are at fault)."""
-    parser = _Parser(prog="mmpretrain data scenes", description="Write generated scenes with captions as WebDataset shards.")
+    parser = parser_class(prog="mmpretrain data scenes", description="Write generated scenes with captions as WebDataset shards.")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the shards and manifest.json")
     parser.add_argument("--n", type=int, required=True, help="how many samples")
     parser.add_argument("--seed", type=int, default=0, help="samples depend on seed, split and index alone (default 0)")

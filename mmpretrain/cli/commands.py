@@ -158,28 +158,18 @@ def _report(options: argparse.Namespace) -> int:
 def data(argv: list[str]) -> int:
     parser = OneLine(prog="mmpretrain data", description="Generate scenes, index and check shards.")
     commands = parser.add_subparsers(dest="what", metavar="WHAT", parser_class=OneLine)
-    scenes = commands.add_parser("scenes", help="write generated scenes as shards; the same seed gives the same scenes everywhere")
-    scenes.add_argument("--out", required=True, type=Path, metavar="DIR")
-    scenes.add_argument("--n", required=True, type=int, help="samples")
-    scenes.add_argument("--seed", type=int, default=0)
-    scenes.add_argument("--split", choices=("train", "val", "compositional"), default="train")
-    scenes.add_argument("--shard-size", type=int, default=512, help="samples of one tar file")
+    commands.add_parser("scenes", help="write generated scenes as shards; the same seed gives the same scenes everywhere")
+    if argv[1:2] == ["scenes"]:  # its options are its own
+        from mmpretrain.data_tools import scenes
+
+        return scenes.main(argv[2:], OneLine)
     index = commands.add_parser("index", help="make or refresh the index of shards, checking every member")
     index.add_argument("shards", nargs="+", help="folders, tar files or patterns")
     options = parser.parse_args(argv[1:])
     if options.what is None:
         parser.print_help(sys.stderr)
         return EXIT_USER
-    return guarded({"scenes": _scenes, "index": _index}[options.what], options)
-
-
-def _scenes(options: argparse.Namespace) -> int:
-    from mmpretrain.data_tools.scenes import write
-
-    if options.n < 1 or options.shard_size < 1:
-        raise UserError("--n and --shard-size must be at least 1")
-    print(write(options.out, options.n, options.seed, options.split, shard_size=options.shard_size, progress=sys.stderr.isatty()))
-    return 0
+    return guarded(_index, options)
 
 
 def _index(options: argparse.Namespace) -> int:
