@@ -57,6 +57,13 @@ class Measure(pl.Callback):
         if self.weights == "ema" and stage == "fit" and getattr(pl_module, "ema_decay", None) is None:
             raise ValueError("Measure: weights=ema needs model.ema_decay")
 
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Keep the rhythm of ``every`` over a resumption."""
+        self._seen = int(state_dict["seen"])
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ class Panels(pl.Callback):
         self._batch: Batch | None = None
         self._reported: set[str] = set()
 
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Keep the rhythm of ``every`` over a resumption."""
+        self._seen = int(state_dict["seen"])
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._batch = None
 
@@ -80,7 +88,8 @@ class Panels(pl.Callback):
         for kind, make in self._makers(pl_module, batch, shown).items() if shown is not None else ():
             body = self._guard(kind, make)
             if body is not None and trainer.is_global_zero:
-                self._guard(kind, lambda kind=kind, body=body: _keep(trainer, folder, schema.Panel(kind, step, body), sources))
+                panel = schema.Panel(kind, step, body)
+                self._guard(kind, partial(_keep, trainer, folder, panel, sources))
 
     def _guard(self, kind: str, act: Callable[[], Any]) -> Any:
         """``act()``, or None after a failure, which is reported once for each kind of panel."""
@@ -109,7 +118,8 @@ class Panels(pl.Callback):
 
     def _makers(self, pl_module: Any, batch: Batch, shown: panel_bodies.Shown) -> dict[str, Callable[[], Any]]:
         """The panels that this model, these objectives and this batch allow, alike on every rank."""
-        root, makers = pl_module.root, {}
+        root = pl_module.root
+        makers: dict[str, Callable[[], Any]] = {}
 
         def forward(part: Batch, kind: str, read: Callable[[Any], Any]) -> Any:
             return root(lambda model, _: read(model(part, kind)), mode="call")
