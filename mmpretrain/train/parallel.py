@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +19,7 @@ def prepare(root: Pretraining, strategy: Any, checkpointing: bool = False, compi
     """Wrap the blocks of ``root`` and shard it where ``strategy`` is FSDP2.
 
     Raises:
+        ValueError: a strategy that this engine does not know.
         RuntimeError: the plan has untied parameters that were one.
     """
     groups = ties(root)
@@ -29,9 +30,11 @@ def prepare(root: Pretraining, strategy: Any, checkpointing: bool = False, compi
             block.compile()
     if isinstance(strategy, FSDP2Strategy):
         strategy.shard(root, root.blocks())
-    elif isinstance(strategy, DDPStrategy):
+    elif isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy):
         # what a step leaves out (a head, a pooler) keeps grad None on every rank, so that AdamW's momentum does not move it
         strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+    elif not (strategy is None or isinstance(strategy, SingleDeviceStrategy)):
+        raise ValueError(f"trainer.strategy: {type(strategy).__name__} would not train this system right; take auto, ddp, fsdp2 or zero2")
     assert_tied(root, groups)
 
 
