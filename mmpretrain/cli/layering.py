@@ -19,6 +19,7 @@ import yaml
 
 from mmpretrain.cli.errors import UserError, nearest
 
+CHECKPOINT = "the checkpoint"  # where a key comes from that only the layer below sets
 WHOLE = frozenset({"model.objectives", "data.val", "trainer.logger", "trainer.callbacks"})
 
 
@@ -153,7 +154,7 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def layer(requested: list[str], below: Mapping[str, Any] | None = None) -> Layers:
     """Resolve the files of ``--config`` in order, over ``below`` (a checkpoint's configuration, say)."""
     config: dict[str, Any] = dict(below or {})
-    origin = dict.fromkeys((key for key, _ in leaves(config)), "the checkpoint")
+    origin = dict.fromkeys((key for key, _ in leaves(config)), CHECKPOINT)
     files: list[Path] = []
     for name in requested:
         for path, content in _chain(find(name), ()):

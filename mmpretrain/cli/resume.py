@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,9 @@ from typing import Any, NamedTuple
 from mmpretrain.cli.errors import UserError
 from mmpretrain.cli.layering import leaves
 
-PLACE_ONLY = ("ckpt_path", "config", "trainer.default_root_dir", "trainer.enable_progress_bar")  # of this command alone
+PLACE_ONLY = (  # of this command alone
+    "ckpt_path", "config", "trainer.default_root_dir", "trainer.enable_progress_bar", "verbose", "return_predictions"
+)  # fmt: skip
 
 
 class Difference(NamedTuple):
@@ -23,8 +26,9 @@ class Difference(NamedTuple):
 ABSENT = "(not set)"
 
 
-def saved_config(path: Path) -> dict[str, Any]:
-    """The resolved configuration inside a checkpoint. Only plain types are loaded.
+def saved_entry(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run: ``config``, ``tokenizer`` and so on. Only plain types are loaded. Where ``last`` is torn, the
+    checkpoint before it is read, as the run itself will.
 
     Raises:
         UserError: not a checkpoint of this suite.
@@ -33,15 +37,19 @@ def saved_config(path: Path) -> dict[str, Any]:
 
     import torch
 
+    from mmpretrain.train.atomic import CheckpointError, choose
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(choose(path), map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
     entry = content.get("mmpretrain") if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise UserError(f"{path}: a checkpoint, but not one of this suite (it has no 'mmpretrain' entry)")
-    return dict(entry.get("config") or {})
+    return {**entry, "config": entry.get("config") or {}}
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Diffe
 
 
 def _empty(difference: Difference) -> bool:
-    nothing = (None, ABSENT, {}, [])
+    nothing: tuple[Any, ...] = (None, ABSENT, {}, [])
     return difference.here in nothing and difference.there in nothing
 
 
@@ -72,13 +80,16 @@ def find_checkpoint(text: str | Path, root: Path = Path("runs")) -> Path:
 
     Args:
         text: a checkpoint (a file, or the folder of a sharded one); the folder of a run, for its last one; or ``last`` and ``best``,
-            for those of the newest run under ``root``.
+            for those of the run that a launcher named (``MMPRETRAIN_RUN_DIR``), else of the newest run under ``root``.
 
     Raises:
         UserError: there is none.
     """
     path = Path(text).expanduser()
     if str(text) in ("last", "best"):
+        named = os.environ.get("MMPRETRAIN_RUN_DIR")
+        if named and (found := _named(Path(named) / "checkpoints", str(text))):
+            return found
         runs = sorted((p for p in root.glob("*/checkpoints") if _named(p, str(text))), key=lambda p: p.stat().st_mtime)
         if not runs:
             raise UserError(f"--ckpt_path {text}: no run under {root.resolve()} has a checkpoint yet; name a file")

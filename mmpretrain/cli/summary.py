@@ -84,9 +84,6 @@ def finish(trainer: pl.Trainer, run: Path, console: Console | None = None) -> No
     console.print(table(results, speed(run)))
     for name, place in {**where, "report": str(page)}.items():
         console.print(f"{name:<10} {place}", soft_wrap=True, highlight=False, markup=False)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbDashboard):
-            logger.finish()
 
 
 def headline(name: str) -> bool:

@@ -18,17 +18,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpretrain.cli import resume
 from mmpretrain.cli.errors import UserError, show
-from mmpretrain.cli.layering import Layers, layer
+from mmpretrain.cli.layering import CHECKPOINT, Layers, layer
 from mmpretrain.cli.parser import Parser, Refused, typed_keys
 from mmpretrain.cli.progress import Bar
 from mmpretrain.cli.quiet import quieten
 from mmpretrain.cli.summary import Final, finish
 from mmpretrain.data.module import ShardData
+from mmpretrain.data.text import Tokenizer
 from mmpretrain.train import run_dir
 from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsdp2 and its like known to --trainer.strategy
 from mmpretrain.train.callbacks import Metrics, Watchdog
-from mmpretrain.train.checkpoint import Checkpoints
-from mmpretrain.train.dashboard import make_logger
+from mmpretrain.train.checkpoint import CheckpointError, Checkpoints
+from mmpretrain.train.dashboard import WandbDashboard, make_logger
 from mmpretrain.train.measure import Measure
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.panels import Panels
@@ -41,7 +42,8 @@ SKIP = {
     "test": {"model", "dataloaders", "datamodule", "weights_only"},
     "predict": {"model", "dataloaders", "datamodule", "weights_only"},
 }
-SETUP_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, MisconfigurationException)
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+SETUP_ERRORS = (ValueError, *MISSING, MisconfigurationException, CheckpointError)
 
 
 class Began(pl.Callback):
@@ -69,7 +71,8 @@ class CLI(LightningCLI):
 
     def __init__(self, command: str, layers: Layers, options: list[str], recipe: str = "run", resumed: Path | None = None) -> None:
         self.command, self.layers, self.recipe, self.resumed = command, layers, recipe, resumed
-        self.began, self.run = Began(), None
+        self.began = Began()
+        self.run: Path | None = None
         self.typed = typed_keys(options)
         Parser.origin = layers.origin
         text = ["--config", yaml.safe_dump(layers.config, sort_keys=False)] if layers.config else []
@@ -112,9 +115,10 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.command]
-        for part in ("model", "data"):  # one seed for everything, unless a part has its own
-            if f"{part}.seed" not in self.layers.origin and f"{part}.seed" not in self.typed:
-                config[part]["seed"] = int(config["seed_everything"])
+        for key in ("model.seed", "data.seed"):  # one seed for everything, unless a part has its own
+            origin = self.layers.origin.get(key)
+            if key not in self.typed and (origin is None or (origin == CHECKPOINT and "seed_everything" in self.typed)):
+                config[key.partition(".")[0]]["seed"] = int(config["seed_everything"])
         self._dump_config()
         self.resolved = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
         if self._wants_meta(config.trainer.strategy):
@@ -126,7 +130,8 @@ class CLI(LightningCLI):
     def _run_dir(self, config: Any) -> Path:
         """The folder of the run: that of the checkpoint on resume, a new one otherwise, the same on every rank."""
         inside = self.resumed.parent.parent if self.resumed is not None and self.resumed.parent.name == "checkpoints" else None
-        if inside is not None and "trainer.default_root_dir" not in self.typed:
+        asked = self.typed.get("trainer.default_root_dir")
+        if inside is not None and (asked is None or Path(asked).resolve() == inside.resolve().parent):
             os.environ[run_dir.VARIABLE] = str(inside.resolve())
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and run_dir.VARIABLE not in os.environ:
             raise UserError(f"a launcher started this process: set {run_dir.VARIABLE} to one folder for all ranks")
@@ -152,6 +157,8 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With the loggers of ``--loggers``, unless ``trainer.logger`` is set; only ``fit`` logs."""
         config = self.config[self.command]
+        if config.trainer.enable_progress_bar is False:  # Lightning refuses the flag beside a bar
+            self.trainer_defaults["callbacks"] = [one for one in self.trainer_defaults["callbacks"] if not isinstance(one, Bar)]
         if config.trainer.logger is None:
             kwargs["logger"] = self._loggers(config.loggers) if self.run is not None else False
         return super().instantiate_trainer(**kwargs)
@@ -172,9 +179,16 @@ class CLI(LightningCLI):
         """Run the command; returns the exit code."""
         if self.run is not None and self.trainer.is_global_zero:
             run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False))
-        getattr(self.trainer, self.command)(**self._prepare_subcommand_kwargs(self.command), weights_only=True)
-        if self.run is not None and self.trainer.is_global_zero:
-            finish(self.trainer, self.run)
+        status = "failed"
+        try:
+            getattr(self.trainer, self.command)(**self._prepare_subcommand_kwargs(self.command), weights_only=True)
+            if self.run is not None and self.trainer.is_global_zero:
+                finish(self.trainer, self.run)
+            status = "success"
+        finally:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, WandbDashboard):
+                    logger.finish(status)
         return 0
 
 
@@ -224,14 +238,19 @@ def prepare(command: str, words: list[str]) -> CLI:
     files, options = split_config(words)
     saved: Mapping[str, Any] = {}
     path = None
-    named = typed_keys(options).get("ckpt_path") or layer(files).config.get("ckpt_path")
+    typed, written = typed_keys(options), layer(files).config
+    named = typed.get("ckpt_path") or written.get("ckpt_path")
     if named and not {"-h", "--help"} & set(options):
-        path = resume.find_checkpoint(named)
-        saved = resume.saved_config(path)
+        root = typed.get("trainer.default_root_dir") or (written.get("trainer") or {}).get("default_root_dir") or "runs"
+        path = resume.find_checkpoint(named, Path(root))
+        entry = resume.saved_entry(path)
+        saved = entry["config"]
         options = with_checkpoint(options, path)
     recipe = Path(files[0]).stem if files else path.resolve().parent.parent.name if path is not None else "run"
     cli = CLI(command, layer(files, below=saved), options, recipe, path)
     if saved:
+        if entry.get("tokenizer") and cli.resolved["data"].get("text") == (saved.get("data") or {}).get("text"):
+            cli.datamodule.adopt(Tokenizer.from_json(entry["tokenizer"]))
         for difference in resume.differences(cli.resolved, saved):
             print(f"mmpretrain: {resume.shown(difference)}", file=sys.stderr)
     return cli

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from mmpretrain.data import tokenizer_training
@@ -132,6 +132,10 @@ class ShardData(pl.LightningDataModule):
             self._tokenizer = tokenizer_training.make(self.text, self.max_tokens, self.reader)
         return self._tokenizer
 
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Use this tokenizer, that of a checkpoint, where the options would train one: other shards must not change what an id means."""
+        self._tokenizer = tokenizer.with_max_tokens(self.max_tokens)
+
     @property
     def vocabulary(self) -> Vocabulary:
         """Of the tokenizer."""
@@ -155,7 +159,13 @@ class ShardData(pl.LightningDataModule):
     # ---------------------------------------------------------------- life cycle
     def configure(self, rank: int = 0, world: int = 1, accumulate: int = 1, preparers: Mapping[str, Preparer] | None = None) -> None:
         """What a Trainer tells, by hand: this process's place, micro-batches per step, and what the objectives prepare."""
-        micro_batch(self.batch_size, world, accumulate)
+        micro = micro_batch(self.batch_size, world, accumulate)
+        for name, preparer in (preparers or {}).items():
+            if micro % (shared := getattr(preparer, "shared_by", 1)):
+                rank_zero_warn(
+                    f"data: {name} draws for {shared} neighbouring samples together (exact halves), a micro-batch of {micro} parts them; "
+                    f"make data.batch_size a multiple of {shared * world * accumulate}"
+                )
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self.preparers = dict(preparers or {})
 

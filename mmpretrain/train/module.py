@@ -24,7 +24,7 @@ from mmpretrain.train.evaluation import EvaluatedModule
 from mmpretrain.train.meter import Meter, token_count
 from mmpretrain.train.optim import Optimizer, apply_settings, group_settings, trained
 from mmpretrain.train.parallel import prepare, set_gradient_sync
-from mmpretrain.train.payload import payload
+from mmpretrain.train.payload import check_tokenizer, payload
 from mmpretrain.train.pretraining import Pretraining, materialise
 from mmpretrain.train.schedule import Schedule, StepScheduler
 from mmpretrain.train.step import PLANS, StepResult
@@ -157,6 +157,10 @@ class Pretrain(EvaluatedModule):
         for change in apply_settings(self.optimizers().optimizer, self._settings):  # what the user says wins over the checkpoint
             pl.utilities.rank_zero_warn(f"optimizer: {change}")
 
+    def on_validation_start(self) -> None:
+        if self.ema is None and self.ema_decay is not None and self._ema_state is not None:  # a checkpoint is evaluated, not trained on
+            self.ema = Ema(self.root, self.ema_decay, self._ema_state)
+
     def ema_weights(self) -> AbstractContextManager[None]:
         """The averaged parameters in place of the raw ones; without EMA, nothing changes."""
         return nullcontext() if self.ema is None else self.ema.applied()
@@ -275,6 +279,7 @@ class Pretrain(EvaluatedModule):
             checkpoint["ema"] = self.ema.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        check_tokenizer(checkpoint.get("mmpretrain") or {}, getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None))
         self._ema_state = checkpoint.get("ema")
         if self.ema is not None and self._ema_state is not None:
             self.ema.load(self._ema_state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,16 @@ def payload(module: Pretrain) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "versions": versions(),
     }
+
+
+def check_tokenizer(saved: Mapping[str, Any], tokenizer: Any) -> None:
+    """Raise ValueError when a checkpoint was trained with other ids than the data module gives. ``saved``: its ``mmpretrain`` entry."""
+    text = saved.get("tokenizer")
+    if text is None or not callable(getattr(tokenizer, "to_json", None)):
+        return
+    before = type(tokenizer).from_json(text).with_max_tokens(tokenizer.max_tokens)
+    if before.to_json() != tokenizer.to_json():
+        raise ValueError("the checkpoint was trained with another tokenizer: leave data.text as it was, or hand it to ShardData.adopt()")
 
 
 def as_json(value: Any) -> str:

@@ -12,6 +12,9 @@ import yaml
 
 from mmpretrain.cli.main import main
 from mmpretrain.cli.systems import recipes
+from mmpretrain.data.decode import decode_image
+from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import scenes
 
 TINY = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "200"]
@@ -35,6 +38,8 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MMPRETRAIN_RUN_DIR", raising=False)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # what seed_everything sets is taken back: processes of later tests would inherit it
+        monkeypatch.setenv(name, "0")
     yield
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
 
@@ -58,7 +63,8 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     result = json.loads((run / "result.json").read_text())
     names = {row["name"] for row in result["rows"]}
     assert {"retrieval/few/i2t_R@1", "mlm/few/accuracy", "speed/samples_per_s", "data/wait_share"} <= names
-    assert Path(result["checkpoint"]).exists() and Path(result["best"]).name == "best.ckpt" and (run / "report.html").stat().st_size > 10_000
+    assert Path(result["checkpoint"]).exists() and Path(result["best"]).name == "best.ckpt"
+    assert (run / "report.html").stat().st_size > 10_000
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 2
 
     inside = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["mmpretrain"]["config"]
@@ -69,7 +75,8 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     assert main(["fit", *again]) == 0  # everything else comes from the checkpoint
     shown = capfd.readouterr()
     assert "trainer.max_steps: 3 here, 2 in the checkpoint; 3 is used" in shown.err
-    assert "model.optimizer.init_args.lr: 1e-05 here, 0.0005 in the checkpoint" in shown.err
+    lr = inside["model"]["optimizer"]["init_args"]["lr"]
+    assert f"model.optimizer.init_args.lr: 1e-05 here, {lr} in the checkpoint" in shown.err
     assert shown.err.count(" in the checkpoint") == 2
     assert [path.name for path in Path("runs").iterdir()] == [run.name]  # continued in its folder
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -79,7 +86,7 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
 
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
     assert fit(shards, "--config", "vilt.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4") == run  # the recipe over the checkpoint
-    assert "model.optimizer.init_args.lr: 0.0005 here, 1e-05 in the checkpoint" in capfd.readouterr().err
+    assert f"model.optimizer.init_args.lr: {lr} here, 1e-05 in the checkpoint" in capfd.readouterr().err
 
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
     assert main(["validate", "--ckpt_path", "last"]) == 0
@@ -90,6 +97,32 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     assert main(["report", str(run), "--out", "page.html"]) == 0 and Path("page.html").exists()
     assert main(["data", "index", str(shards / "train")]) == 0
     assert "24 samples in 2 shards" in capfd.readouterr().out
+
+
+def test_last_that_is_torn_and_other_shards(shards, capfd):
+    """A torn ``last`` is passed over; other shards keep the tokenizer of the checkpoint; typed folders and seeds count."""
+    root = ["--trainer.default_root_dir", "elsewhere"]
+    quick = ["--final.measure", "false", "--measure.only", "[]"]
+    words = ["fit", "--config", "vilt.yaml", *sources(shards), *TINY, *FEW, *quick, *root, "--checkpoints.every_n_steps", "1"]
+    assert main([*words, "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]) == 0
+    (run,) = Path("elsewhere").iterdir()
+    with (run / "checkpoints" / "step-00000002.ckpt").open("r+b") as file:
+        file.truncate(1000)
+    os.environ.pop("MMPRETRAIN_RUN_DIR")
+    assert main([*words, "--ckpt_path", "last", "--trainer.max_steps", "3"]) == 0
+    assert list(Path("elsewhere").iterdir()) == [run] and "trying the checkpoint before it" in capfd.readouterr().out
+
+    os.environ.pop("MMPRETRAIN_RUN_DIR")
+    other = ["--data.train", str(shards / "val"), "--data.allow_data_change", "true"]
+    assert main([*words, "--ckpt_path", str(run), "--trainer.max_steps", "4", *other]) == 0
+    texts = [torch.load(run / "checkpoints" / f"step-0000000{n}.ckpt", weights_only=True)["mmpretrain"]["tokenizer"] for n in (3, 4)]
+    assert texts[0] == texts[1]
+
+    third = ["--ckpt_path", str(run / "checkpoints" / "step-00000003.ckpt"), "--trainer.max_steps", "4"]
+    assert main([*words, *third, "--data.text.vocab_size", "150"]) == 2
+    assert "trained with another tokenizer" in capfd.readouterr().err
+    assert main([*words, *third, "--seed_everything", "7"]) == 2
+    assert "was trained with data.seed=0, not 7" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", [r.recipe for r in recipes() if "/" not in r.recipe])
@@ -110,3 +143,8 @@ def test_accumulation_and_clipping_are_the_engines(shards):
 def test_generated_scenes_by_command(tmp_path, capfd):
     assert main(["data", "scenes", "--out", "made", "--n", "6", "--seed", "3", "--shard-size", "4"]) == 0
     assert len(list(Path("made").rglob("*.tar"))) == 2
+    more = ["--split", "pairs", "--size", "48", "--workers", "1"]
+    assert main(["data", "scenes", "--out", "pairs", "--n", "2", *more]) == 0
+    made = ShardReader(expand("pairs")).read(0)
+    assert [decode_image(data).size for data in made.images] == [(48, 48)] * 2
+    assert main(["data", "scenes", "--out", "none", "--n", "0"]) == 2

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from helpers.shards import caption, sample, write_shards, write_statements, writ
 
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.image import ImageTransform
+from mmpretrain.objectives.itm import ITM
 from mmpretrain.types import Collate, Draw, Example
 
 SIZES = (13, 1, 20, 7, 9)  # 50 samples
@@ -24,6 +26,16 @@ SIZES = (13, 1, 20, 7, 9)  # 50 samples
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("fifty"), SIZES)
+
+
+def test_a_micro_batch_that_parts_a_shared_draw_is_said(shards):
+    made, itm = data(shards, batch_size=10), ITM().preparer()
+    with pytest.warns(UserWarning, match="a micro-batch of 5 parts them; make data.batch_size a multiple of 4"):
+        made.configure(world=2, preparers={"itm": itm})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.configure(preparers={"itm": itm})
+        made.configure(world=2, preparers={"itm": ITM(negatives={}).preparer()})
 
 
 def test_all_captions_show_every_text_once(shards):
