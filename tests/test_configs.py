@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,39 @@ def test_debug_goes_over_any_recipe():
     for recipe in RECIPES:
         config = parsed([recipe, "debug.yaml"]).config_dump
         assert config["trainer"]["max_steps"] == 4
+
+
+@pytest.mark.parametrize("recipe", ["vilt.yaml", "clip.yaml"])
+@pytest.mark.parametrize("data", [name for name in names() if name.startswith("data/")])
+def test_data_goes_over_a_recipe(recipe, data, monkeypatch):
+    monkeypatch.setenv("MMPRETRAIN_REAL_SHARDS", "/some/where")
+    dumped = dict(leaves(parsed([recipe, data]).config_dump))
+    for key, value in leaves(read(ROOT / data)):
+        assert dumped[key] == value, key
+
+
+def test_every_file_is_of_one_kind():
+    kinds = {"sizes", "data", "paper"}
+    known = [name for name in names() if name in RECIPES or name in ("base.yaml", "debug.yaml") or Path(name).parts[0] in kinds]
+    assert sorted(known) == sorted(names())
+    assert {name for name in names() if name.startswith("paper/")} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "/" in recipe])  # the others: tests/cli/test_fit.py
+def test_every_paper_recipe_takes_two_steps_at_its_tiny_size(recipe, tmp_path, monkeypatch):
+    from mmpretrain.cli.main import main
+    from mmpretrain.data_tools import scenes
+
+    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MMPRETRAIN_RUN_DIR", str(tmp_path / "run"))
+    train = scenes.write(tmp_path / "train", 16, 0, "train", shard_size=16, progress=False)
+    size = "sizes/vilt-tiny.yaml" if "vilt" in recipe else "sizes/clip-tiny.yaml"
+    words = ["fit", *(word for name in (recipe, size, "debug.yaml") for word in ("--config", name)), "--trainer.max_steps", "2"]
+    words += ["--data.train", str(train), "--data.val", "{}", "--data.batch_size", "8", "--data.workers", "0", "--data.max_tokens", "52"]
+    words += ["--data.text.tokenizer", "wordpiece", "--data.text.vocab_size", "200", "--data.image.size", "64"]
+    words += ["--data.image.multiple", "16"]
+    words += ["--trainer.limit_val_batches", "0", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu", "--loggers", "[]"]
+    assert main([*words, "--final.measure", "false"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)

@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
 
 
 WANTED = {
-    "vilt.yaml": Wanted(70, {"mlm": 1.0, "itm": 0.1, "wpa": -0.1}, ("mlm", "itm"), ("--model.optimizer.lr", "1e-3")),
+    "vilt.yaml": Wanted(70, {"mlm": 1.0, "itm": 0.1}, ("mlm", "itm"), ("--model.schedule.init_args.warmup", "7")),
     "clip.yaml": Wanted(80, {"contrastive": 0.05}, ("contrastive",)),
     "clip-rn50.yaml": Wanted(30, {"contrastive": 0.05}, ("contrastive",)),
     # -10 is the best start for batches of 22,000, -ln 7 for 8 pairs
