@@ -66,8 +66,9 @@ def test_images_in_any_form(tmp_path: Path, system: str) -> None:
     image.save(tmp_path / "image.png")
     tensor = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
     forms = [image, tmp_path / "image.png", str(tmp_path / "image.png"), (tmp_path / "image.png").read_bytes(), tensor, tensor / 255]
+    assert all(torch.equal(model.transform(form), model.transform(image)) for form in forms)
     vectors = model.encode_image(forms)
-    assert all(torch.equal(vectors[0], vector) for vector in vectors)
+    torch.testing.assert_close(vectors, vectors[:1].expand_as(vectors), atol=1e-6, rtol=0)  # threads cut the rows of a product differently
     # what transform gives may be given again
     torch.testing.assert_close(model.encode_image([model.transform(image)]), vectors[:1])
     with pytest.raises(ValueError, match="no such image"):
