@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from mmpretrain.data_tools.scenes_world import COLOURS, SIDE, Thing, World
 from PIL import Image, ImageFilter
+
+from mmpretrain.data_tools.scenes_world import COLOURS, SIDE, Thing, World
 
 OVERSAMPLING = 4
 TURNS = ((41, 0), (40, 9), (40, -9))  # 41 * (cos, sin) of 0 and of +-12.7 degrees: a Pythagorean triple, so exact

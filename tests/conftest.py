@@ -6,7 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.shards import write_shards
+
+# One thread in this process as in those that tests start: sums are cut alike, so that equal runs are equal to the last bit.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -121,11 +121,16 @@ class Pretrain(EvaluatedModule):
             distributed.agree(facts)
 
     def configure_model(self) -> None:
-        """Materialise, bind, transform and, where the strategy says so, shard. Runs once, however often Lightning calls it."""
+        """Materialise, bind, transform and, where the strategy says so, shard. Runs once, however often Lightning calls it.
+
+        What is drawn here depends on the seed alone, so that every rank and every strategy starts from the same weights.
+        """
         if self.root.bound:
             return
-        materialise(self.root)
-        self.root.bind(self.vocabulary)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(key_of(self.seed, stream("train/init")) & ((1 << 63) - 1))
+            materialise(self.root)
+            self.root.bind(self.vocabulary)
         for transform in self.transforms:
             self.root.model = transform(self.root.model)
         strategy = self.trainer.strategy if self._trainer is not None else None

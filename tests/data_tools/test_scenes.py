@@ -11,12 +11,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+import mmpretrain
 from mmpretrain.data_tools import scenes
 from mmpretrain.data_tools.scenes_language import words
 from mmpretrain.data_tools.scenes_samples import members
-from PIL import Image
 
-ROOT = Path(scenes.__file__).resolve().parent.parent
+ROOT = Path(mmpretrain.__file__).resolve().parent.parent  # what makes the package importable, installed or not
 
 
 def read(folder: Path) -> dict[str, bytes]:

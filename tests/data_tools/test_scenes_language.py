@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 
 import pytest
+
 from mmpretrain.data_tools.scenes_captions import CAPTIONS, captions
 from mmpretrain.data_tools.scenes_edits import KINDS, PERMUTATIONS, edits
 from mmpretrain.data_tools.scenes_language import finish, noun_text, sample_style, say, words

@@ -7,6 +7,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mmpretrain.data_tools.scenes_render import boxes, png, render
 from mmpretrain.data_tools.scenes_world import (
     COLOURS,
@@ -20,7 +22,6 @@ from mmpretrain.data_tools.scenes_world import (
     sample_world,
     twin,
 )
-from PIL import Image
 
 
 def worlds(n: int, split: str = "train") -> list[World]:
