@@ -29,12 +29,13 @@ class Wanted(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+RATE = ("--model.optimizer.lr", "5e-4")  # the recipe's is for 128 pairs
 WANTED = {
     "vilt.yaml": Wanted(70, {"mlm": 1.0, "itm": 0.1}, ("mlm", "itm"), ("--model.schedule.init_args.warmup", "7")),
-    "clip.yaml": Wanted(80, {"contrastive": 0.05}, ("contrastive",)),
+    "clip.yaml": Wanted(80, {"contrastive": 0.05}, ("contrastive",), RATE),
     "clip-rn50.yaml": Wanted(30, {"contrastive": 0.05}, ("contrastive",)),
     # -10 is the best start for batches of 22,000, -ln 7 for 8 pairs
-    "siglip.yaml": Wanted(140, {"sigmoid": 0.5}, ("sigmoid",), ("--model.system.init_args.logit_bias_init", "-1.95")),
+    "siglip.yaml": Wanted(180, {"sigmoid": 0.5}, ("sigmoid",), (*RATE, "--model.system.init_args.logit_bias_init", "-1.95")),
 }
 
 
