@@ -92,6 +92,7 @@ def edit_pairs(samples: Sequence[Sample]) -> _Pairs:
     pairs = _Pairs([], [], [], [])
     for i, sample in enumerate(samples):
         by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        # not strict: data without edits, or with edits of its first captions only, give no pair for the other captions
         for caption, edits in zip(sample.captions, sample.meta.get("edits") or (), strict=False):
             for edit in edits:
                 by_kind[str(edit["kind"])].append((caption, edit["text"]))

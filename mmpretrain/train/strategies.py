@@ -79,6 +79,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.model is not None and self.lightning_module is not None
         options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        # not strict: validation has no optimisers although the checkpoint has their states
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             restore_optimizer(optimizer, state)
         return checkpoint
