@@ -1,4 +1,4 @@
-"""``evaluate``, ``embed``, ``export``, ``report`` and ``data``: thin commands over the functions that do the work, imported when needed."""
+"""``evaluate``, ``embed``, ``export`` and ``report``: thin commands over the functions that do the work, imported when needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mmpretrain.cli.errors import EXIT_USER, UserError, nearest, show
+from mmpretrain.cli.errors import UserError, nearest, one_line, show
 
 if TYPE_CHECKING:
     from mmpretrain.evaluate.samples import EvalSet
@@ -36,8 +36,8 @@ def guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a function of the suite; what it refuses (ValueError, a missing file) becomes one line for the user."""
     try:
         return function(*args, **kwargs)
-    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UserError(*error.args) if isinstance(error, ValueError) else UserError(f"{error.strerror}: {error.filename}") from error
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def checkpoint(text: str) -> Path:
@@ -152,33 +152,4 @@ def _report(options: argparse.Namespace) -> int:
     from mmpretrain.report.page import write_report
 
     print(write_report(options.run, options.out))
-    return 0
-
-
-def data(argv: list[str]) -> int:
-    parser = OneLine(prog="mmpretrain data", description="Generate scenes, index and check shards.")
-    commands = parser.add_subparsers(dest="what", metavar="WHAT", parser_class=OneLine)
-    commands.add_parser("scenes", help="write generated scenes as shards; the same seed gives the same scenes everywhere")
-    if argv[1:2] == ["scenes"]:  # its options are its own
-        from mmpretrain.data_tools import scenes
-
-        return scenes.main(argv[2:], OneLine)
-    index = commands.add_parser("index", help="make or refresh the index of shards, checking every member")
-    index.add_argument("shards", nargs="+", help="folders, tar files or patterns")
-    options = parser.parse_args(argv[1:])
-    if options.what is None:
-        parser.print_help(sys.stderr)
-        return EXIT_USER
-    return guarded(_index, options)
-
-
-def _index(options: argparse.Namespace) -> int:
-    from mmpretrain.data.index import fingerprint, open_indexes
-    from mmpretrain.data.sources import expand
-
-    paths = expand(options.shards)
-    indexes = open_indexes(paths)
-    for path, found in zip(paths, indexes, strict=True):
-        print(f"{path}: {len(found)} samples")
-    print(f"{sum(len(found) for found in indexes)} samples in {len(paths)} shards, fingerprint {fingerprint(indexes)[:16]}")
     return 0

@@ -26,7 +26,7 @@ COMMANDS: dict[str, Command] = {
     "embed": Command("mmpretrain.cli.commands", "embed", "write embeddings of a set of shards to a file"),
     "export": Command("mmpretrain.cli.commands", "export", "write a folder for transformers, open_clip or timm, and prove it equal"),
     "report": Command("mmpretrain.cli.commands", "report", "write the HTML page of a run"),
-    "data": Command("mmpretrain.cli.commands", "data", "generate scenes, index and check shards"),
+    "data": Command("mmpretrain.cli.data", "run", "make, check and change shards: mmpretrain data --help"),
 }
 
 HELP = """usage: mmpretrain COMMAND [options]

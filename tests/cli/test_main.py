@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from mmpretrain.cli.main import main
+
 HEAVY = ("torch", "lightning", "jsonargparse", "transformers", "numpy", "open_clip", "timm", "PIL", "wandb")
 
 
@@ -15,7 +17,7 @@ def command(*words: str, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "mmpretrain_cli_entry", *words], capture_output=True, text=True, check=False, **kwargs)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["systems", "--json"], ["nothing"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["systems", "--json"], ["nothing"], ["data", "--help"]])
 def test_quick_commands_import_nothing_heavy(words):
     code = (
         "import sys; from mmpretrain.cli.main import main; main(sys.argv[1:]); "
@@ -32,6 +34,19 @@ def test_help_names_every_command():
     assert done.returncode == 0
     for name in COMMANDS:
         assert f"  {name} " in done.stdout
+
+
+def test_every_data_tool_is_there_and_has_a_help(capsys):
+    from mmpretrain.cli.data import TOOLS
+
+    assert main(["data", "--help"]) == 0
+    listed = capsys.readouterr().out
+    assert main(["data"]) == 2
+    for name in TOOLS:
+        assert f"  {name} " in listed
+        with pytest.raises(SystemExit) as stop:
+            main(["data", name, "--help"])
+        assert stop.value.code == 0 and f"usage: mmpretrain data {name} " in capsys.readouterr().out
 
 
 def test_version_is_one_line_with_torch():

@@ -1,0 +1,50 @@
+"""``mmpretrain data TOOL``: the table of the offline tools and what runs them.
+
+A tool is a module of ``mmpretrain.data_tools`` with ``main(args, parser_class) -> exit code``; it is imported when it is called. What a
+tool refuses it raises as a ValueError (DataError is one) or an OSError, which becomes one line and exit code 2 here. Adding a tool is one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NamedTuple
+
+from mmpretrain.cli.commands import OneLine, guarded
+from mmpretrain.cli.errors import EXIT_USER, UserError, nearest
+
+
+class Tool(NamedTuple):
+    module: str  # in mmpretrain.data_tools
+    summary: str
+
+
+TOOLS: dict[str, Tool] = {
+    "scenes": Tool("scenes", "write generated scenes as shards; the same seed gives the same scenes everywhere"),
+    "index": Tool("indexing", "make or refresh the index of shards, checking every member"),
+}
+
+HELP = """usage: mmpretrain data TOOL [options]
+
+Make, check and change shards. Each tool has its own --help.
+
+tools:
+{tools}
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Run ``["data", TOOL, ...]``; returns the exit code.
+
+    Raises:
+        UserError: an unknown tool, or what the tool refused.
+    """
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        text = HELP.format(tools="\n".join(f"  {name:<10} {tool.summary}" for name, tool in TOOLS.items()))
+        print(text, end="", file=sys.stdout if len(argv) > 1 else sys.stderr)
+        return 0 if len(argv) > 1 else EXIT_USER
+    tool = TOOLS.get(argv[1])
+    if tool is None:
+        raise UserError(f"there is no tool 'data {argv[1]}'.{nearest(argv[1], TOOLS)} See mmpretrain data --help")
+    module = importlib.import_module(f"mmpretrain.data_tools.{tool.module}")
+    return guarded(module.main, argv[2:], OneLine)
