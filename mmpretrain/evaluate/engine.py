@@ -124,6 +124,7 @@ class Engine:
         def read(hidden: Any, objectives: Mapping[str, Any]) -> Tensor:
             return objectives[name].score(hidden)
 
+        kind = "pooled" if "pooled" in self.model.spec.kinds else self.kind  # matching heads read the pooled state
         parts = []
         for part in cut(order, cost):
             batch = Batch(
@@ -132,7 +133,7 @@ class Engine:
                 text=self.text([tokens[text_P[p]] for p in part]),
                 image=self.pixels([images[image_P[p]] for p in part]),
             )
-            parts.append(self.forward(batch, read))
+            parts.append(self.forward(batch, read, kind))
         return self._gather(parts, width=())[np.argsort(order)]
 
     def text(self, tokens: Sequence[Tokens]) -> Text:

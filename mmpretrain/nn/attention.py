@@ -106,26 +106,42 @@ class Attention(nn.Module):
     def forward(self, x_ND: Tensor, plan: Plan, keep_B: Tensor | None = None) -> Tensor:
         """States (N, D) -> (N, D), or (B, D) when ``keep_B`` names the one packed row per sample whose output is wanted."""
         width = x_ND.shape[1]
+        if keep_B is not None:
+            return self.out(self._kept(x_ND, plan, keep_B))
         qkv_NF = self.qkv(x_ND)
         if plan.backend == "varlen":
-            return self.out(self._varlen(qkv_NF, plan, keep_B))
+            return self.out(self._varlen(qkv_NF, plan))
         shape = (plan.size, plan.max_len, 3, self.heads, width // self.heads)
         q, k, v = _grid(qkv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        if keep_B is not None:
-            q_BD = qkv_NF.index_select(0, keep_B)[:, :width]
-            y = _dense(q_BD.reshape(plan.size, 1, self.heads, -1).transpose(1, 2), k, v, plan, causal=False)
-            return self.out(y.transpose(1, 2).reshape(plan.size, width))
         y = _dense(q, k, v, plan, plan.causal).transpose(1, 2).reshape(plan.size * plan.max_len, width)
         return self.out(y if plan.flat_N is None else y.index_select(0, plan.flat_N))
 
-    def _varlen(self, qkv_NF: Tensor, plan: Plan, keep_B: Tensor | None) -> Tensor:
+    def _kept(self, x_ND: Tensor, plan: Plan, keep_B: Tensor) -> Tensor:
+        """Attention of one row per sample, (B, D): keys and values of every row, queries of the kept ones alone."""
+        width = x_ND.shape[1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q_BD = F.linear(x_ND.index_select(0, keep_B), weight[:width], bias[:width])
+        kv_NF = F.linear(x_ND, weight[width:], bias[width:])
+        if plan.backend == "varlen":
+            return self._varlen_kept(q_BD, kv_NF, plan)
+        shape = (plan.size, plan.max_len, 2, self.heads, width // self.heads)
+        k, v = _grid(kv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        y = _dense(q_BD.reshape(plan.size, 1, self.heads, -1).transpose(1, 2), k, v, plan, causal=False)
+        return y.transpose(1, 2).reshape(plan.size, width)
+
+    def _varlen(self, qkv_NF: Tensor, plan: Plan) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = qkv_NF.view(qkv_NF.shape[0], 3, self.heads, -1).unbind(1)
-        window = (-1, 0) if plan.causal and keep_B is None else (-1, -1)
-        if keep_B is None:
-            cu_q, max_q = plan.cumulative_B1, plan.max_len
-        else:
-            q, cu_q, max_q = q.index_select(0, keep_B), plan.one_B1, 1
-        y: Any = varlen_attn(q, k, v, cu_q, plan.cumulative_B1, max_q, plan.max_len, window_size=window)
+        window = (-1, 0) if plan.causal else (-1, -1)
+        cumulative = plan.cumulative_B1
+        y: Any = varlen_attn(q, k, v, cumulative, cumulative, plan.max_len, plan.max_len, window_size=window)
+        return y.flatten(1)
+
+    def _varlen_kept(self, q_BD: Tensor, kv_NF: Tensor, plan: Plan) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        k, v = kv_NF.view(kv_NF.shape[0], 2, self.heads, -1).unbind(1)
+        q = q_BD.view(q_BD.shape[0], self.heads, -1)
+        y: Any = varlen_attn(q, k, v, plan.one_B1, plan.cumulative_B1, 1, plan.max_len, window_size=(-1, -1))
         return y.flatten(1)

@@ -80,10 +80,20 @@ def test_one_modality_alone() -> None:
         model(batch._replace(text=None, image=None))
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("lacking", [None, "text", "image"])
+def test_the_pooled_state_alone_is_the_same(attention: str, lacking: str | None) -> None:
+    model, batch = tiny.vilt(attention), tiny.batch()
+    batch = batch if lacking is None else batch._replace(**{lacking: None})
+    alone = model(batch, "pooled")
+    assert alone.text is None and alone.image is None
+    torch.testing.assert_close(alone.pooled_BD, model(batch).pooled_BD, atol=1e-6, rtol=0)
+
+
 def test_spec_blocks_and_mistakes() -> None:
     model = tiny.vilt()
     assert model.spec.token_table is model.text.words
-    assert (model.spec.width, model.spec.vocab_size, model.spec.patch_size, model.spec.kinds) == (32, 60, 8, ("fused",))
+    assert (model.spec.width, model.spec.vocab_size, model.spec.patch_size, model.spec.kinds) == (32, 60, 8, ("fused", "pooled"))
     assert len(model.blocks()) == 3
     with pytest.raises(ValueError, match="fused"):
         model(tiny.batch(), "paired")
