@@ -1,7 +1,7 @@
 """``mmpretrain data TOOL``: the table of the offline tools and what runs them.
 
-A tool is a module of ``mmpretrain.data_tools`` with ``main(args, parser_class) -> exit code``; it is imported when it is called. What a
-tool refuses it raises as a ValueError (DataError is one) or an OSError, which becomes one line and exit code 2 here. Adding a tool is one line.
+A tool is a module of ``mmpretrain.data_tools`` with ``main(args, parser_class) -> exit code``, imported when it is called. What it refuses
+it raises as a ValueError (DataError is one) or an OSError, which becomes one line and exit code 2 here. Adding a tool is one line.
 """
 
 from __future__ import annotations
