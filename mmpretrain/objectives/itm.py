@@ -55,9 +55,12 @@ class ITMPreparer(NamedTuple):
         return 2 if self.kinds else 1
 
     def prepare(self, example: Example, draw: Draw) -> Swap:
-        """Draw what replaces a part of this example. A sample that is known to be false stays as it is and is a negative."""
+        """Draw what replaces a part of this example. A sample that is known to be false stays as it is and is a negative; a statement
+        labelled true stays too, because it may well hold of another picture ("there is a yellow square")."""
         if not example.matched:
             return Swap(KINDS.index("label"))
+        if "statement_index" in example.meta:
+            return Swap(0)
         if not self.kinds or draw.generator("itm", shared_by=2).integers(2) == draw.position % 2:
             return Swap(0)
         generator = draw.generator("itm/negative")
@@ -139,8 +142,9 @@ class ITM(Objective):
         head_std: of the head's normal initialisation; as for ViLT's pooler, a narrow model wants about 1 / sqrt(width).
         weight, view, after, sources: see ``Objective``. The view is its own by default, so that masked text is not matched.
 
-    A sample whose text is known to be false (``matched=False``) is always a negative, unchanged. Negatives always differ from the true part
-    (other key and other content); ViLT's released code does not look.
+    A sample whose text is known to be false (``matched=False``) is always a negative, unchanged, and labelled statements are never given
+    another picture or text, whatever ``negatives`` says. Negatives always differ from the true part (other key and other content);
+    ViLT's released code does not look.
     """
 
     kind: ClassVar[str] = "fused"

@@ -89,6 +89,15 @@ def test_labels_of_the_data_are_respected():
             assert torch.equal(out.matched_B, batch_of(examples).matched_B)
 
 
+def test_labelled_statements_keep_their_picture_and_text():
+    """A true statement may hold of another picture as well, so that no other one is drawn."""
+    examples = [example(i, matched=i % 3 > 0, statement_index=0) for i in range(60)]
+    swaps, batch, out = corrupted(ITM({"image": 1.0, "text": 1.0}), examples)
+    assert all(s.image is None and s.text is None for s in swaps)
+    assert torch.equal(out.matched_B, batch_of(examples).matched_B)
+    assert torch.equal(out.image.pixels_BCHW, batch.image.pixels_BCHW)
+
+
 @pytest.mark.parametrize("negatives", [{"image": 1.0}, {"text": 1.0}, {"image": 1.0, "text": 1.0, "edit": 1.0}])
 def test_swapped_batch_equals_one_made_of_the_swapped_samples(negatives):
     meta = {"caption_index": 0, "edits": [[{"text": "an edit", "kind": "x"}]]}
