@@ -35,6 +35,20 @@ class Statement(NamedTuple):
     label: bool  # True: the sentence holds
 
 
+class Regions(NamedTuple):
+    """Regions of one picture: R of them, F feature values each. The file of them is described in ``mmpretrain.data.regions``."""
+
+    features: np.ndarray  # float16 (R, F)
+    boxes: np.ndarray  # float32 (R, 4): x1 y1 x2 y2 in pixels, inside the picture
+    image_size: np.ndarray  # int32 (2,): height, width
+    classes: np.ndarray | None = None  # int16 (R,), -1: none
+    class_probs: np.ndarray | None = None  # float16 (R, C)
+    attributes: np.ndarray | None = None  # int16 (R,), -1: none
+    attribute_probs: np.ndarray | None = None  # float16 (R, A)
+    scores: np.ndarray | None = None  # float32 (R,)
+    global_feature: np.ndarray | None = None  # float16 (F,)
+
+
 class Sample(NamedTuple):
     """One sample as it lies in a shard: still encoded, nothing drawn."""
 
@@ -43,6 +57,7 @@ class Sample(NamedTuple):
     images: tuple[bytes, ...]  # encoded files; two for NLVR2-like pairs (KEY.img0.png, KEY.img1.png)
     statements: tuple[Statement, ...] = ()
     meta: Mapping[str, Any] = {}  # the rest of KEY.json: objects, triples, questions, edits, ... (JSON types only)
+    regions: bytes | None = None  # KEY.regions.npz; ``data.regions.decode_regions`` reads it
 
 
 class Tokens(NamedTuple):

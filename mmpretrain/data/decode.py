@@ -1,7 +1,8 @@
 """Bytes of a shard -> text, JSON, pictures; by allow-list, with limits checked before memory is spent.
 
 Nothing is unpickled and no outside program runs: Pillow is told the three formats it may try, so that bytes of another kind named ``.jpg``
-are refused. Limits: 64 KiB of text, 4 MiB of JSON nested at most 32 deep, 50 million pixels (read from the header before decoding).
+are refused. Limits: 64 KiB of text, 4 MiB of JSON nested at most 32 deep, 50 million pixels (read from the header before decoding). Those
+of ``KEY.regions.npz`` are in :mod:`mmpretrain.data.regions`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from mmpretrain.data import regions
 from mmpretrain.data.errors import BadSample
 from mmpretrain.types import Sample, Statement
 
@@ -27,17 +29,19 @@ MAX_JSON_DEPTH = 32
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP")
 IMAGE = re.compile(r"(?:img(\d{1,3})\.)?(?:jpg|jpeg|png|webp)")
+REGIONS = "regions.npz"
+TEXTS = ("txt", "json")
 _LABELS = {"true": True, "false": False, "True": True, "False": False}
 
 
 def allowed(extension: str) -> bool:
-    """Whether a member with this (lower-case) extension is read: txt, json, jpg, jpeg, png, webp, ``imgN.png`` and the like."""
-    return extension in ("txt", "json") or IMAGE.fullmatch(extension) is not None
+    """Whether a member with this (lower-case) extension is read: txt, json, regions.npz, jpg, jpeg, png, webp, ``imgN.png``, ..."""
+    return extension in TEXTS or extension == REGIONS or IMAGE.fullmatch(extension) is not None
 
 
 def limit(extension: str) -> int | None:
     """Most bytes that a member may have, None for pictures, whose pixels are limited."""
-    return {"txt": MAX_TEXT, "json": MAX_JSON}.get(extension)
+    return {"txt": MAX_TEXT, "json": MAX_JSON, REGIONS: regions.MAX_FILE}.get(extension)
 
 
 def decode_text(data: bytes) -> str:
@@ -141,7 +145,7 @@ def assemble(key: str, members: Mapping[str, bytes | None]) -> Sample:
 
     Args:
         key: of the sample.
-        members: extension -> bytes, only allowed ones; None for a picture whose bytes are not wanted.
+        members: extension -> bytes, only allowed ones; None for a picture or regions whose bytes are not wanted.
 
     Raises:
         BadSample: text or JSON that breaks the rules.
@@ -154,7 +158,7 @@ def assemble(key: str, members: Mapping[str, bytes | None]) -> Sample:
         raise BadSample(f"two pictures claim one place: {', '.join(name for _, name in names)}")
     images = tuple(members[name] or b"" for _, name in names)
     rest = {name: value for name, value in meta.items() if name not in ("captions", "statement", "label", "statements")}
-    return Sample(key, captions, images, statements, rest)
+    return Sample(key, captions, images, statements, rest, members.get(REGIONS))
 
 
 def _captions(meta: Mapping[str, Any], text: bytes | None) -> tuple[str, ...]:

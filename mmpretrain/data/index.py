@@ -1,4 +1,4 @@
-"""The offset index of a shard: where every member of every sample lies, its checksum, and how many texts and pictures a sample has.
+"""The offset index of a shard: where every member of every sample lies, its checksum, what a sample has, and the sizes of that.
 
 Made automatically in one pass over the tar, kept as ``SHARD.tar.idx.npz`` beside it (in the cache folder where that cannot be written), and
 mapped into memory when read. Making it is the check of a shard: all damage that a tar can show is an error here, never a silently shorter
@@ -20,12 +20,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmpretrain.data import tar
+from mmpretrain.data import shapes, tar
 from mmpretrain.data.cache import cache_root, locked, writable, write_atomic
-from mmpretrain.data.decode import allowed, assemble, limit
+from mmpretrain.data.decode import IMAGE, allowed, assemble, limit
 from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.mapped import map_npz
 
-VERSION = 1
+VERSION = 2  # of the file
+_DIGESTED = 1  # what the digest covers: fingerprints outlive added columns
+_MOST = 65535  # texts, pictures, regions, bytes of a text that the columns can say
 _PROBLEMS_KEPT = 20
 _SHOW_PROGRESS = 256 << 20  # bytes to index
 
@@ -44,9 +47,14 @@ class ShardIndex(NamedTuple):
     captions_S: np.ndarray  # uint16; 0 where the texts cannot be read
     statements_S: np.ndarray  # uint16
     images_S: np.ndarray  # uint16
+    regions_S: np.ndarray  # uint16: regions of the sample; 0 where it has none, or they cannot be read
+    heights_S: np.ndarray  # uint32: of the picture, upright, several side by side; 0 where there is none, or its header cannot be read
+    widths_S: np.ndarray  # uint32
+    caption_bytes_C: np.ndarray  # uint16: bytes of each caption of each sample, one sample after another
+    statement_bytes_C: np.ndarray  # uint16
     extensions: tuple[str, ...]
     tar_size: int
-    digest: str  # sha256 of all the above but the path
+    digest: str  # sha256 of the keys, the members and the counts of texts and pictures
     ignored: dict[str, int]  # extension -> members that are never read
     problems: tuple[str, ...]  # the first of the samples whose texts cannot be used, with the reason
     bad: int  # how many such samples
@@ -67,7 +75,17 @@ class ShardIndex(NamedTuple):
         ]
 
 
-_ARRAYS = tuple(ShardIndex._fields[1:11])
+_ARRAYS = tuple(ShardIndex._fields[1:16])
+_IDENTITY = 10  # arrays that the digest covers: the shapes follow from them
+
+
+class _Entry(NamedTuple):
+    """A member of the sample that is being collected."""
+
+    member: tar.Member
+    data: bytes | None  # of texts and regions
+    crc: int
+    size: tuple[int, int] | None  # height and width of a picture
 
 
 class _Builder:
@@ -79,21 +97,23 @@ class _Builder:
         self.seen: set[str] = set()
         self.rows: list[tuple[int, int, int, str]] = []  # offset, size, crc, extension
         self.first = [0]
-        self.counts: list[tuple[int, int, int]] = []
+        self.counts: list[tuple[int, ...]] = []  # captions, statements, pictures, regions
+        self.sizes: list[tuple[int, int]] = []
+        self.texts: tuple[list[int], list[int]] = ([], [])  # bytes of captions and of statements
         self.ignored: Counter[str] = Counter()
         self.problems: list[str] = []
         self.bad = 0
 
-    def close(self, key: str, group: dict[str, tuple[tar.Member, bytes | None, int]]) -> None:
+    def close(self, key: str, group: dict[str, _Entry]) -> None:
         """End the sample ``key``: check it, count its texts and pictures."""
         if key in self.seen:
-            other = next(iter(group.values()))[0]
+            other = next(iter(group.values())).member
             raise DataError(
                 f"{self.path}: the members of key {key!r} are not adjacent (again at offset {other.header}); write the shard again"
             )
         self.seen.add(key)
         readable = {name: entry for name, entry in group.items() if allowed(name)}
-        hidden = [name for name in group if "." in name and allowed(name.rpartition(".")[2]) and not allowed(name)]
+        hidden = [name for name in group if not allowed(name) and any(allowed(name[at + 1 :]) for at, c in enumerate(name) if c == ".")]
         if not readable and hidden:
             raise DataError(
                 f"{self.path}: key {key!r} has no readable member but {hidden[0]!r}: a key must not hold a dot; rename the members"
@@ -102,24 +122,31 @@ class _Builder:
         if not readable:
             return
         self.keys.append(key.encode("utf-8"))
-        self.rows.extend((entry[0].offset, entry[0].size, entry[2], name) for name, entry in readable.items())
+        self.rows.extend((entry.member.offset, entry.member.size, entry.crc, name) for name, entry in readable.items())
         self.first.append(len(self.rows))
         try:
-            for name, (member, _, _) in readable.items():
-                if (most := limit(name)) is not None and member.size > most:
-                    raise BadSample(f"{name} of {member.size} bytes is longer than {most}")
-            sample = assemble(key, {name: entry[1] for name, entry in readable.items()})
-            self.counts.append((len(sample.captions), len(sample.statements), len(sample.images)))
+            for name, entry in readable.items():
+                if (most := limit(name)) is not None and entry.member.size > most:
+                    raise BadSample(f"{name} of {entry.member.size} bytes is longer than {most}")
+            sample = assemble(key, {name: entry.data for name, entry in readable.items()})
+            texts = [sample.captions, [one.text for one in sample.statements]]
+            for kept, found in zip(self.texts, texts, strict=True):
+                kept.extend(len(text.encode("utf-8")) for text in found[:_MOST])
+            counts = (len(sample.captions), len(sample.statements), len(sample.images), shapes.regions(sample.regions))
+            self.counts.append(counts)
+            self.sizes.append(shapes.joined([entry.size for entry in readable.values() if entry.size is not None]))
         except BadSample as error:
             self.bad += 1
             if len(self.problems) < _PROBLEMS_KEPT:
                 self.problems.append(f"{key}: {error}")
-            self.counts.append((0, 0, 0))
+            self.counts.append((0, 0, 0, 0))
+            self.sizes.append((0, 0))
 
     def finish(self, tar_size: int) -> ShardIndex:
         names = sorted({row[3] for row in self.rows})
         code = {name: number for number, name in enumerate(names)}
-        rows, counts = self.rows, np.minimum(np.asarray(self.counts, dtype=np.int64).reshape(-1, 3), 65535).astype(np.uint16)
+        rows, counts = self.rows, np.minimum(np.asarray(self.counts, dtype=np.int64).reshape(-1, 4), _MOST).astype(np.uint16)
+        sizes = np.asarray(self.sizes, dtype=np.uint32).reshape(-1, 2)
         arrays: tuple[np.ndarray, ...] = (
             np.frombuffer(b"".join(self.keys), dtype=np.uint8),
             np.cumsum([len(key) for key in self.keys], dtype=np.int64),
@@ -128,10 +155,12 @@ class _Builder:
             np.asarray([row[1] for row in rows], dtype=np.int64),
             np.asarray([row[2] for row in rows], dtype=np.uint32),
             np.asarray([code[row[3]] for row in rows], dtype=np.uint16),
-            *(np.ascontiguousarray(counts[:, column]) for column in range(3)),
+            *(np.ascontiguousarray(counts[:, column]) for column in range(4)),
+            *(np.ascontiguousarray(sizes[:, column]) for column in range(2)),
+            *(np.minimum(np.asarray(texts, dtype=np.int64), _MOST).astype(np.uint16) for texts in self.texts),
         )
-        digest = hashlib.sha256(json.dumps([VERSION, tar_size, names]).encode())
-        for array in arrays:
+        digest = hashlib.sha256(json.dumps([_DIGESTED, tar_size, names]).encode())
+        for array in arrays[:_IDENTITY]:
             digest.update(array.tobytes())
         fields: list[Any] = [self.path, *arrays, tuple(names), tar_size, digest.hexdigest()]
         fields += [dict(self.ignored), tuple(self.problems), self.bad]
@@ -150,7 +179,7 @@ def build(path: Path) -> ShardIndex:
         raise DataError(f"{path}: the file is empty; write the shard again")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         current: str | None = None
-        group: dict[str, tuple[tar.Member, bytes | None, int]] = {}
+        group: dict[str, _Entry] = {}
         for member in tar.members(data, str(path)):
             folder, slash, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
@@ -170,8 +199,9 @@ def build(path: Path) -> ShardIndex:
             crc = zlib.crc32(view) if allowed(extension) else 0
             most = limit(extension)
             kept = bytes(view) if most is not None and member.size <= most else None
+            picture = shapes.picture(bytes(view)) if IMAGE.fullmatch(extension) else None
             view.release()
-            group[extension] = (member, kept, crc)
+            group[extension] = _Entry(member, kept, crc, picture)
         if current is not None:
             made.close(current, group)
     return made.finish(size)
@@ -211,42 +241,6 @@ def load(path: Path, target: Path) -> ShardIndex | None:
         return ShardIndex(*fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def map_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed ``.npz`` mapped into memory: read only, one mapping for all of them.
-
-    Raises:
-        ValueError: compressed, cut short, or object arrays.
-    """
-    import zipfile
-
-    found: dict[str, np.ndarray] = {}
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{path}: {entry.filename} is compressed")
-                with archive.open(entry) as member:
-                    version = np.lib.format.read_magic(member)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                    shape, _, dtype = read(member)
-                    head = member.tell()
-                if dtype.hasobject:
-                    raise ValueError(f"{path}: {entry.filename} holds objects")
-                local = entry.header_offset
-                start = (
-                    local
-                    + 30
-                    + int.from_bytes(mapped[local + 26 : local + 28], "little")
-                    + int.from_bytes(mapped[local + 28 : local + 30], "little")
-                )
-                count = int(np.prod(shape))
-                found[entry.filename.removesuffix(".npy")] = np.frombuffer(mapped, dtype, count, start + head).reshape(shape)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: {error}") from None
-    return found
 
 
 def open_index(path: Path) -> ShardIndex:

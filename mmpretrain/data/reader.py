@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmpretrain.data.decode import assemble, limit
+from mmpretrain.data.decode import TEXTS, assemble, limit
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
 from mmpretrain.types import Sample
@@ -79,14 +79,14 @@ class ShardReader:
         """Sample ``sample`` of shard ``shard``.
 
         Args:
-            images: False reads only the texts; pictures are then empty bytes.
+            images: False reads only the texts; pictures are then empty bytes, regions None.
 
         Raises:
             BadSample: naming shard and key, where bytes differ from the index or texts break the rules.
         """
         index = self.indexes[shard]
         wanted = index.members(sample)
-        pictures = {name: None for name, *_ in wanted if limit(name) is None} if not images else {}
+        pictures = {name: None for name, *_ in wanted if name not in TEXTS} if not images else {}
         wanted = [entry for entry in wanted if entry[0] not in pictures]
         try:
             members = self._members(shard, wanted)
