@@ -232,15 +232,22 @@ def save(index: ShardIndex, target: Path) -> None:
 def load(path: Path, target: Path) -> ShardIndex | None:
     """The saved index of ``path``; None where there is none, it is damaged, of another version, or older than the shard."""
     try:
-        arrays = map_npz(target)
-        head: dict[str, Any] = json.loads(bytes(arrays["head"]).decode("utf-8"))
-        if head["stamp"] != _stamp(path):
-            return None
-        fields: list[Any] = [path, *(arrays[name] for name in _ARRAYS), tuple(head["extensions"]), head["tar_size"], head["digest"]]
-        fields += [head["ignored"], tuple(head["problems"]), head["bad"]]
-        return ShardIndex(*fields)
+        stamp, index = parse(path, target)
+        return index if stamp == _stamp(path) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def parse(path: Path, target: Path) -> tuple[list[int], ShardIndex]:
+    """(version, size and time of the shard that it was made of; the index), whatever lies at ``path`` now.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: not an index.
+    """
+    arrays = map_npz(target)
+    head: dict[str, Any] = json.loads(bytes(arrays["head"]).decode("utf-8"))
+    fields: list[Any] = [path, *(arrays[name] for name in _ARRAYS), tuple(head["extensions"]), head["tar_size"], head["digest"]]
+    return head["stamp"], ShardIndex(*fields, head["ignored"], tuple(head["problems"]), head["bad"])
 
 
 def open_index(path: Path) -> ShardIndex:
