@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpretrain.cli import resume
@@ -73,6 +71,7 @@ class CLI(LightningCLI):
         self.command, self.layers, self.recipe, self.resumed = command, layers, recipe, resumed
         self.began = Began()
         self.run: Path | None = None
+        self.fresh = False  # whether this process made the folder of the run
         self.typed = typed_keys(options)
         Parser.origin = layers.origin
         text = ["--config", yaml.safe_dump(layers.config, sort_keys=False)] if layers.config else []
@@ -121,10 +120,10 @@ class CLI(LightningCLI):
                 config[key.partition(".")[0]]["seed"] = int(config["seed_everything"])
         self._dump_config()
         self.resolved = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
-        if self._wants_meta(config.trainer.strategy):
-            self.parser.add_instantiator(_on_meta, torch.nn.Module, subclasses=True)
         if self.command == "fit":
+            inherited = os.environ.get(run_dir.VARIABLE)
             self.run = self._run_dir(config)
+            self.fresh = self.resumed is None and inherited is None
             config.trainer.default_root_dir = str(self.run)
 
     def _run_dir(self, config: Any) -> Path:
@@ -137,22 +136,18 @@ class CLI(LightningCLI):
             raise UserError(f"a launcher started this process: set {run_dir.VARIABLE} to one folder for all ranks")
         return run_dir.create(config.trainer.default_root_dir or "runs", self.recipe)
 
-    @staticmethod
-    def _wants_meta(strategy: Any) -> bool:
-        """Whether parameters are to be born on the meta device, because the strategy shards them."""
-        if isinstance(strategy, str):
-            found = StrategyRegistry[strategy]["strategy"] if strategy in StrategyRegistry else None
-        else:
-            found = type(strategy)
-            path = strategy.get("class_path") if hasattr(strategy, "get") else None
-            if path:
-                module, _, name = path.rpartition(".")
-                found = getattr(sys.modules.get(module), name, None)
-        return isinstance(found, type) and issubclass(found, ModelParallelStrategy)
-
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            self.discard()
+            raise
         self.model.config = self.resolved
+
+    def discard(self) -> None:
+        """Leave no folder of a run that never began."""
+        if self.fresh and not self.began.yes:
+            run_dir.discard(self.run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With the loggers of ``--loggers``, unless ``trainer.logger`` is set; only ``fit`` logs."""
@@ -190,14 +185,6 @@ class CLI(LightningCLI):
                 if isinstance(logger, WandbDashboard):
                     logger.finish(status)
         return 0
-
-
-def _on_meta(kind: type, *args: Any, **kwargs: Any) -> Any:
-    """Instantiate a module without memory for its parameters; the LightningModule itself is real."""
-    if issubclass(kind, pl.LightningModule):
-        return kind(*args, **kwargs)
-    with torch.device("meta"):
-        return kind(*args, **kwargs)
 
 
 def split_config(words: list[str]) -> tuple[list[str], list[str]]:
@@ -268,4 +255,6 @@ def run(argv: list[str]) -> int:
     except SETUP_ERRORS as error:
         if cli is not None and cli.began.yes:
             raise
+        if cli is not None:
+            cli.discard()
         return show(error)

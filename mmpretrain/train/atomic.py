@@ -19,11 +19,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from mmpretrain.train import distributed
-from mmpretrain.train.payload import assert_plain
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used, or none at all."""
+from mmpretrain.train.payload import CheckpointError, assert_plain
 
 
 def sync_directory(directory: Path) -> None:

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mmpretrain.train import distributed
+from mmpretrain.train import distributed, events
 from mmpretrain.train.atomic import write_text
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.trainer import run_steps
@@ -47,7 +47,21 @@ class Metrics(pl.Callback):
         self.path: Path | None = None
         self.latest: dict[str, float] = {}  # newest value of every metric, for the final table
         self._broken: set[int] = set()
+        self._restored: dict[str, float] = {}
+        self._device = torch.device("cpu")
         self._reset()
+
+    def state_dict(self) -> dict[str, float]:
+        """What was counted since the last line, so that the first line after a resumption is of a whole interval. Every rank calls it."""
+        samples, tokens = self._work()
+        return {"wait": self._wait, "busy": self._busy, "samples": samples, "tokens": tokens}
+
+    def _work(self) -> list[float]:
+        """Samples and tokens since the last line, over all ranks."""
+        return distributed.sum_(torch.tensor([self._samples, self._tokens], dtype=torch.float64, device=self._device)).tolist()
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._restored = dict(state_dict)
 
     def _reset(self) -> None:
         self._wait = self._busy = 0.0
@@ -55,6 +69,11 @@ class Metrics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrain) -> None:
         self._reset()
+        self._device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
+        if self._restored and trainer.is_global_zero:  # all ranks' sums
+            self._wait, self._busy = self._restored["wait"], self._restored["busy"]
+            self._samples, self._tokens = int(self._restored["samples"]), int(self._restored["tokens"])
+        self._restored = {}
         self._last = run_steps(trainer)
         self._free_since = time.perf_counter()
         if trainer.is_global_zero:
@@ -76,8 +95,7 @@ class Metrics(pl.Callback):
 
     def _write_training(self, trainer: pl.Trainer, module: Pretrain) -> None:
         device = module.device
-        work = torch.tensor([self._samples, self._tokens], dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-        samples, tokens = distributed.sum_(work).tolist()
+        samples, tokens = self._work()
         seconds = max(self._wait + self._busy, 1e-9)
         values = module.meter.read(device)
         values["train/grad_norm"] = module.grad_norm.item()
@@ -86,6 +104,7 @@ class Metrics(pl.Callback):
         values["data/wait_share"], values["memory/rss_gib"] = self._wait / seconds, memory_gib()
         if device.type == "cuda":
             values["memory/cuda_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        values |= {f"events/{name}": float(count) for name, count in events.counts(trainer).items()}
         self._reset()
         shown = {name: values[name] for name in ("train/loss", "speed/samples_per_s") if name in values}
         module.log_dict(shown, prog_bar=True, logger=False, sync_dist=False)

@@ -106,6 +106,8 @@ class Checkpoints(Checkpoint):
         if self.saved_step == trainer.global_step and not again:
             return True
         began = time.perf_counter()
+        if (settle := getattr(trainer.lightning_module, "settle", None)) is not None:
+            settle()
         directory = self.find(trainer)
         path = directory / self._name(trainer)
         trainer.save_checkpoint(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -47,11 +48,13 @@ def max_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def equalise(tensors: Iterable[Tensor]) -> None:
-    """Rank 0's values into the tensors of every rank."""
+def equalise(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Rank 0's values into the tensors of every rank, by way of ``device``, one at a time: NCCL knows no tensors on the CPU."""
     if is_distributed():
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
+            there = tensor.detach().to(device)
+            dist.broadcast(there, src=0)
+            tensor.detach().copy_(there)
 
 
 def broadcast_object(value: T, source: int = 0) -> T:

@@ -19,6 +19,11 @@ class EvaluatedModule(pl.LightningModule):
     root: Pretraining
     meters: dict[str, Meter]
 
+    def cpu(self) -> EvaluatedModule:
+        """To the CPU; a module that still is on the meta device stays there: Lightning moves it when a set-up fails, too, and must not
+        hide that failure behind another one."""
+        return self if any(parameter.is_meta for parameter in self.parameters()) else super().cpu()
+
     def _evaluate(self, batch: Batch, dataloader_idx: int, stage: str) -> None:
         meter = self.meters.setdefault(self._loader_name(dataloader_idx, stage), Meter())
         for name, score in self.root(batch).items():

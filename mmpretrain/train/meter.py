@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,17 @@ class Meter:
         like = total if isinstance(total, Tensor) else count
         device = like.device if isinstance(like, Tensor) else None
         pair = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device).detach().reshape(()) for x in (total, count)])
-        self.pairs[name] = pair if name not in self.pairs else self.pairs[name] + pair
+        self.pairs[name] = pair if name not in self.pairs else self.pairs[name].to(pair.device) + pair
 
     def read(self, device: torch.device, clear: bool = True) -> dict[str, float]:
         """name -> mean over all ranks; names without a count are left out. Every rank must call it."""
+        sums = self.state(device)
+        if clear:
+            self.pairs = {}
+        return {name: total / count for name, (total, count) in sums.items() if count > 0}
+
+    def state(self, device: torch.device) -> dict[str, list[float]]:
+        """name -> [sum, count] over all ranks. Every rank must call it."""
         names = sorted({name for names in distributed.gather_objects(sorted(self.pairs)) for name in names})
         if not names:
             return {}
@@ -36,9 +45,12 @@ class Meter:
         if device.type == "mps":
             table_N2 = table_N2.float()
         rows = distributed.sum_(table_N2).tolist()
-        if clear:
-            self.pairs = {}
-        return {name: total / count for name, (total, count) in zip(names, rows, strict=True) if count > 0}
+        return dict(zip(names, rows, strict=True))
+
+    def load(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Continue from what ``state`` gave; rank 0 takes all of it."""
+        if distributed.rank() == 0:
+            self.pairs = {name: torch.tensor(list(pair), dtype=torch.float64) for name, pair in state.items()}
 
 
 def token_count(batch: Batch, patch_size: int | None) -> int:

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from mmpretrain.objectives.base import Objective
 from mmpretrain.random import key_of, stream
-from mmpretrain.train import clip, distributed, guard
+from mmpretrain.train import clip, distributed
 from mmpretrain.train import phases as phase_table
 from mmpretrain.train.ema import Ema
 from mmpretrain.train.evaluation import EvaluatedModule
+from mmpretrain.train.guard import StepGuard
 from mmpretrain.train.meter import Meter, token_count
 from mmpretrain.train.optim import Optimizer, apply_settings, group_settings, trained
 from mmpretrain.train.parallel import prepare, set_gradient_sync
-from mmpretrain.train.payload import check_tokenizer, payload
+from mmpretrain.train.payload import check_complete, check_tokenizer, payload
 from mmpretrain.train.pretraining import Pretraining, materialise
+from mmpretrain.train.rollback import RollBack
 from mmpretrain.train.schedule import Schedule, StepScheduler
 from mmpretrain.train.step import PLANS, StepResult
 from mmpretrain.train.trainer import EngineFlags, run_steps
@@ -47,8 +49,9 @@ class Pretrain(EvaluatedModule):
         compile: ``torch.compile`` of each block.
         activation_checkpointing: recompute blocks in the backward.
         ema_decay: keep an average of the parameters; None: none.
-        on_nonfinite: ``stop`` with an error, or ``skip`` the step; both name the samples.
-        max_skips: so many skipped steps in a row stop the run.
+        on_nonfinite: ``stop`` with an error, ``skip`` the step, or ``rollback`` to the last good checkpoint; all name the samples.
+        on_spike: ``log``, ``skip`` or ``rollback`` where loss or gradient norm leave the range of the 128 steps before (6 sigma).
+        max_skips: so many bad steps in a row stop the run.
         backward: ``plain``, or ``cached`` (contrastive losses over all micro-batches of a step).
         reduction: ``global``: means over all ranks and micro-batches; ``local``: means per process and micro-batch.
         seed: root of the random numbers drawn by the model (dropout) and of the task draw.
@@ -67,7 +70,8 @@ class Pretrain(EvaluatedModule):
         compile: bool = False,
         activation_checkpointing: bool = False,
         ema_decay: float | None = None,
-        on_nonfinite: Literal["stop", "skip"] = "stop",
+        on_nonfinite: Literal["stop", "skip", "rollback"] = "stop",
+        on_spike: Literal["log", "skip", "rollback"] = "log",
         max_skips: int = 10,
         backward: Literal["plain", "cached"] = "plain",
         reduction: Literal["global", "local"] = "global",
@@ -80,7 +84,8 @@ class Pretrain(EvaluatedModule):
         self.task_schedule, self.task_weights = task_schedule, task_weights
         self.phases = phase_table.as_phases(phases)
         self.transforms, self.compile_blocks, self.activation_checkpointing = tuple(transforms), compile, activation_checkpointing
-        self.ema_decay, self.on_nonfinite, self.max_skips = ema_decay, on_nonfinite, max_skips
+        self.ema_decay = ema_decay
+        self.guard, self.roll_back = StepGuard(on_nonfinite, on_spike, max_skips), RollBack()
         self.backward_plan, self.reduction, self.seed = backward, reduction, seed
         self.flags = EngineFlags()
         self.vocabulary: Vocabulary | None = None
@@ -92,7 +97,6 @@ class Pretrain(EvaluatedModule):
         self._result: StepResult | None = None
         self._batches: Sequence[Batch] = ()
         self._ema_state: dict[str, Tensor] | None = None
-        self._skips = 0
 
     # ------------------------------------------------------------------ set-up
 
@@ -139,7 +143,7 @@ class Pretrain(EvaluatedModule):
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer.build(self.root)
         scheduler = StepScheduler(optimizer, self.schedule, self.total_steps())
-        self._settings = group_settings(optimizer)
+        self.settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def total_steps(self) -> int:
@@ -159,7 +163,7 @@ class Pretrain(EvaluatedModule):
             self._ema_state = None
 
     def on_train_start(self) -> None:
-        for change in apply_settings(self.optimizers().optimizer, self._settings):  # what the user says wins over the checkpoint
+        for change in apply_settings(self.optimizers().optimizer, self.settings):  # what the user says wins over the checkpoint
             pl.utilities.rank_zero_warn(f"optimizer: {change}")
 
     def on_validation_start(self) -> None:
@@ -219,6 +223,9 @@ class Pretrain(EvaluatedModule):
         self._batches = batches
         self._result = PLANS[self.backward_plan](self.root, batches, self.tasks(step), self._backward, self.reduction)
         optimizer.step()  # on_before_optimizer_step guards and clips
+        if self.guard.wants_rollback:
+            self.guard.wants_rollback = False
+            self.roll_back(self.trainer, self)
         self.lr_schedulers().step()
         self.root.after_step()
         if self.ema is not None:
@@ -239,26 +246,19 @@ class Pretrain(EvaluatedModule):
         """Guard, then clip. With fp16's loss scaling the gradients are unscaled here; the scaler itself skips on overflow."""
         parameters = [p for p in trained(optimizer) if p.grad is not None]
         norm = clip.total_norm(parameters).to(self.device)
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self.grad_norm = norm
-        if not guard.all_finite(self._result.finite_K, norm if scaler is None else None):
-            self._on_nonfinite(norm)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not self.guard.passes(self.trainer, optimizer, self._batches, self._result, norm, scaled):
             optimizer.zero_grad(set_to_none=True)
-            return
-        self._skips = 0
-        if self.engine.gradient_clip_val:
+        elif self.engine.gradient_clip_val:
             clip.clip_gradients(parameters, self.engine.gradient_clip_val, norm, self.engine.gradient_clip_algorithm)
 
-    def _on_nonfinite(self, norm: Tensor) -> None:
-        keys = guard.suspects(self._batches, self._result.finite_K)
-        loss = distributed.sum_(self._result.loss.clone()).item() / distributed.world_size()
-        message = guard.describe(self.trainer.global_step, loss, norm.item(), keys)
-        self._skips += 1
-        if self.on_nonfinite == "stop":
-            raise guard.NonFiniteStep(f"{message}. Nothing was updated; model.on_nonfinite=skip leaves such steps out")
-        if self._skips >= self.max_skips:
-            raise guard.NonFiniteStep(f"{message}. {self._skips} steps in a row were not finite")
-        pl.utilities.rank_zero_warn(f"{message}. The step is skipped")
+    def settle(self) -> None:
+        """Before a save: act on what the guard knows but has not read yet."""
+        self.guard.settle(self.trainer)
+        if self.guard.wants_rollback:
+            self.guard.wants_rollback = False
+            self.roll_back(self.trainer, self)
 
     def _measure(self, result: StepResult, batches: Sequence[Batch]) -> None:
         finite = result.finite_K.all()
@@ -280,11 +280,17 @@ class Pretrain(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mmpretrain"] = payload(self)
+        checkpoint["guard"], checkpoint["meter"] = self.guard.state_dict(), self.meter.state(self.device)
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         check_tokenizer(checkpoint.get("mmpretrain") or {}, getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None))
+        if self.trainer.state.fn == "fit":
+            check_complete(checkpoint)
+            if "guard" in checkpoint:  # absent from checkpoints of the first version
+                self.guard.load_state_dict(checkpoint["guard"])
+                self.meter.load(checkpoint["meter"])
         self._ema_state = checkpoint.get("ema")
         if self.ema is not None and self._ema_state is not None:
             self.ema.load(self._ema_state)

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from mmpretrain.train.module import Pretrain
 
 FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used, or none at all."""
+
+
 PACKAGES = ("mmpretrain-vl", "torch", "lightning", "numpy", "tokenizers", "timm", "open-clip-torch")
 
 
@@ -97,6 +103,12 @@ def check_tokenizer(saved: Mapping[str, Any], tokenizer: Any) -> None:
     before = type(tokenizer).from_json(text).with_max_tokens(tokenizer.max_tokens)
     if before.to_json() != tokenizer.to_json():
         raise ValueError("the checkpoint was trained with another tokenizer: leave data.text as it was, or hand it to ShardData.adopt()")
+
+
+def check_complete(checkpoint: Mapping[str, Any]) -> None:
+    """Raise CheckpointError when a run cannot be continued from a checkpoint: one of weights alone would start afresh, silently."""
+    if not checkpoint.get("optimizer_states") or not checkpoint.get("lr_schedulers"):
+        raise CheckpointError("the checkpoint holds weights alone, no optimiser states: a run cannot be continued from it, only evaluated")
 
 
 def as_json(value: Any) -> str:

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from mmpretrain.train.atomic import write_text
 from mmpretrain.train.payload import as_json, versions
 
 VARIABLE = "MMPRETRAIN_RUN_DIR"  # set for the processes a launcher starts, so that all ranks share one folder
+_SETUP, _LOGGERS = ("config.yaml", "environment.json"), ("wandb", "tensorboard", "csv-")  # written before the first step
 
 
 def create(root: str | Path = "runs", recipe: str = "run", now: float | None = None) -> Path:
@@ -52,6 +54,15 @@ def create(root: str | Path = "runs", recipe: str = "run", now: float | None = N
         os.environ[VARIABLE] = str(path.resolve())
         return path
     raise OSError(f"{root}: a thousand runs of {name} started in this second")
+
+
+def discard(path: Path) -> None:
+    """Remove the folder of a run that ended before its first step, unless it holds more than set-up and loggers write."""
+    found = {file.relative_to(path) for file in path.rglob("*") if not file.is_dir()}
+    if path.is_dir() and all(file.parts[0] in _SETUP or (len(file.parts) > 1 and file.parts[0].startswith(_LOGGERS)) for file in found):
+        shutil.rmtree(path, ignore_errors=True)
+        if os.environ.get(VARIABLE) == str(path.resolve()):
+            del os.environ[VARIABLE]
 
 
 def latest(root: str | Path = "runs", recipe: str | None = None) -> Path | None:

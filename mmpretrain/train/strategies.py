@@ -56,7 +56,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def shard(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
         """Shard in place: each block is a unit; tables and heads stay in the root's unit, so that ties hold.
         Rank 0's values are everybody's, however each rank was seeded."""
-        distributed.equalise((*root.parameters(), *root.buffers()))
+        distributed.equalise((*root.parameters(), *root.buffers()), self.root_device)
         mesh = self.device_mesh["data_parallel"]
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard_after_forward)
@@ -79,7 +79,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.model is not None and self.lightning_module is not None
         options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
-        # not strict: validation has no optimisers although the checkpoint has their states
+        # not strict: validation has no optimisers although the checkpoint has their states (``Pretrain`` refuses to fit without states)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             restore_optimizer(optimizer, state)
         return checkpoint

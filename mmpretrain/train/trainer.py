@@ -7,6 +7,10 @@ Lightning refuses ``gradient_clip_val`` and ``accumulate_grad_batches`` in manua
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +34,21 @@ def run_steps(trainer: pl.Trainer) -> int | None:
         steps = min(steps, limit) if isinstance(limit, int) else int(steps * (1.0 if limit is None else limit))
         limits.append(steps * trainer.max_epochs)
     return min(limits, default=None)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Signal handlers are afterwards what they were: Lightning takes its own back only when a run ends without an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not set from Python, and not ours to change
+                signal.signal(number, handler)
 
 
 class EngineFlags(NamedTuple):
@@ -76,7 +95,8 @@ class Trainer(pl.Trainer):
 
     def fit(self, model: Any, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """As Lightning's; ``ckpt_path`` may be ``last``, ``best``, a run folder, a checkpoint folder or a file."""
-        super().fit(model, *args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+        with handlers_kept():
+            super().fit(model, *args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
 
     def validate(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
         """As Lightning's, with the paths of ``fit``."""

@@ -1,0 +1,82 @@
+"""Before the first step: one seed gives one set of weights under every strategy, and a set-up that fails leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from train.fakes import FakeData
+from train.runs import build, trainer
+
+from mmpretrain.cli.main import main
+from mmpretrain.cli.train import prepare
+from mmpretrain.data_tools import scenes
+from mmpretrain.train import run_dir
+
+TINY = ["--config", "vilt.yaml", "--config", "debug.yaml", "--data.batch_size", "8", "--data.workers", "0", "--data.text.vocab_size", "120"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes.write(tmp_path_factory.mktemp("scenes"), 8, 0, "train", shard_size=8, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MMPRETRAIN_RUN_DIR", raising=False)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+    yield
+    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
+
+
+def drawn(shards: Path, strategy: str) -> dict[str, torch.Tensor]:
+    """What the command line draws, the heads included, before any sharding."""
+    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
+    words = [*TINY, "--data.train", str(shards), "--loggers", "[]", "--trainer.strategy", strategy, "--seed_everything", "3"]
+    module = prepare("fit", words).model
+    module.vocabulary = FakeData().vocabulary
+    module.configure_model()
+    return module.root.state_dict()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+def test_the_same_seed_draws_the_same_weights_under_every_strategy(shards: Path, strategy: str) -> None:
+    one, other = drawn(shards, "auto"), drawn(shards, strategy)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("wrong", [["--data.train", "no/such/folder"], ["--model.objectives.itm.init_args.negatives", "{pictures: 1.0}"]])
+def test_a_failed_set_up_leaves_no_folder(wrong: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *TINY, *wrong]) == 2
+    assert "error" in capfd.readouterr().err and list(Path("runs").glob("*")) == []
+    assert "MMPRETRAIN_RUN_DIR" not in os.environ
+
+
+def test_a_folder_with_results_is_never_discarded(tmp_path: Path) -> None:
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    for folder in (kept, gone):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "wandb").mkdir()
+        for name in ("config.yaml", "environment.json", "wandb/run.wandb"):
+            (folder / name).write_text("x")
+    (kept / "checkpoints" / "step-00000001.ckpt").write_text("x")
+    run_dir.discard(kept)
+    run_dir.discard(gone)
+    assert kept.is_dir() and not gone.exists()
+
+
+def test_an_error_in_set_up_is_not_hidden_by_parameters_on_meta() -> None:
+    with torch.device("meta"):
+        module = build()
+
+    class NoData(FakeData):
+        def setup(self, stage: str) -> None:
+            raise FileNotFoundError(2, "No such file", "shards")
+
+    with pytest.raises(FileNotFoundError, match="shards"):
+        trainer(1).fit(module, datamodule=NoData())

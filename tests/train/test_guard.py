@@ -1,0 +1,167 @@
+"""Numbers that are not finite, and spikes: what each policy does, what is written down, and that nothing waits for the device."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from train.fakes import FakeData, FakeMatch, FakeMLM, FakeModel, Poison, States
+from train.runs import quiet, trainer
+
+from mmpretrain.train import guard
+from mmpretrain.train.callbacks import Metrics
+from mmpretrain.train.checkpoint import Checkpoints
+from mmpretrain.train.guard import NonFiniteStep, Spikes
+from mmpretrain.train.module import Pretrain
+from mmpretrain.train.optim import Optimizer
+from mmpretrain.train.schedule import Constant
+from mmpretrain.types import Batch, Score
+
+
+class Loud(FakeMatch):
+    """A loss a hundred times too large for one sample."""
+
+    def __init__(self, bad: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bad = bad
+
+    def forward(self, hidden: States, batch: Batch) -> Score:
+        score = super().forward(hidden, batch)
+        return score._replace(sum=score.sum * 100) if self.bad in batch.keys else score
+
+
+def module(objective: FakeMatch, **settings: Any) -> Pretrain:
+    optimizer = Optimizer(lr=1e-3, fused=settings.pop("fused", None))
+    torch.manual_seed(0)
+    return Pretrain(FakeModel(), {"mlm": FakeMLM(), "match": objective}, optimizer, Constant(), ema_decay=0.9, **settings)
+
+
+def fit(folder: Path, made: Pretrain, steps: int, ckpt_path: str | None = None, every: int = 2) -> Any:
+    quiet()
+    callbacks = [Metrics(), Checkpoints(every_n_steps=every, keep_last=10)]
+    fitter = trainer(steps, callbacks, default_root_dir=folder, enable_checkpointing=True, log_every_n_steps=1)
+    fitter.fit(made, datamodule=FakeData(steps_per_epoch=1000), ckpt_path=ckpt_path)
+    return fitter
+
+
+def happened(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def weights(made: Pretrain) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in made.root.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.fault(49)
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+def test_a_bad_step_and_its_keys(tmp_path: Path, policy: str) -> None:
+    """Sample s43 is in step 5; checkpoints are those of steps 2 and 4."""
+    made = module(Poison("s43", view="match"), on_nonfinite=policy)
+    if policy == "stop":
+        with pytest.raises(NonFiniteStep, match=r"step 5: loss nan.*samples: s40, s41, s42, s43"):
+            fit(tmp_path, made, 8)
+    else:
+        assert fit(tmp_path, made, 8).global_step == 8
+        assert all(torch.isfinite(p).all() for p in made.parameters())
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [line.get("events/nonfinite", 0) for line in lines if "train/lr" in line] == [0] * 5 + [1] * 3
+    first = happened(tmp_path)[0]
+    assert first["event"] == "nonfinite" and first["at"] == 5 and first["loss"] == "nan" and first["policy"] == policy
+    assert first["keys"] == [f"s{n}" for n in range(40, 48)]
+    assert [one["event"] for one in happened(tmp_path)[1:]] == (["rollback"] if policy == "rollback" else [])
+
+
+@pytest.mark.fault(50)
+def test_rollback_restores_the_last_good_checkpoint_and_the_data_go_on(tmp_path: Path) -> None:
+    saved, seen = {}, []
+
+    class Watch(Poison):
+        def forward(self, hidden: States, batch: Batch) -> Score:
+            seen.append(batch.keys[0])
+            return super().forward(hidden, batch)
+
+    made = module(Watch("s43", view="match"), on_nonfinite="rollback")
+    made.on_train_batch_start = lambda *_: saved.setdefault(made.trainer.global_step, weights(made))
+    fitter = fit(tmp_path, made, 7)
+    assert happened(tmp_path)[1]["checkpoint"] == "step-00000004.ckpt"
+    assert equal(saved[6], saved[4]) and not equal(saved[5], saved[4])  # before step 6 the weights are those of the checkpoint
+    seen = [key for key in seen if int(key[1:]) < 10_000]  # without those of the validation
+    assert seen == [f"s{8 * step}" for step in range(7)] and fitter.datamodule.done == 7  # no batch comes again, none is left out
+    end = weights(made)
+    again = module(Poison("s43", view="match"), on_nonfinite="rollback")
+    fit(tmp_path, again, 7, ckpt_path=str(tmp_path / "checkpoints" / "step-00000006.ckpt"))
+    assert equal(weights(again), end)
+
+
+def test_rollback_without_a_checkpoint_and_without_end_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteStep, match="nothing to roll back to"):
+        fit(tmp_path, module(Poison("s3", view="match"), on_nonfinite="rollback"), 4)
+
+    class Worse(Poison):
+        def forward(self, hidden: States, batch: Batch) -> Score:
+            score = super().forward(hidden, batch)
+            return score._replace(sum=score.sum * float("nan")) if int(batch.keys[0][1:]) >= 40 else score
+
+    with pytest.raises(NonFiniteStep, match=r"after 9 steps: step-00000005.ckpt was restored 3 times"):
+        fit(tmp_path / "again", module(Worse("", view="match"), on_nonfinite="rollback"), 12, every=5)
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("policy", ["log", "skip", "rollback"])
+def test_a_spike_is_logged_skipped_or_rolled_back(tmp_path: Path, policy: str) -> None:
+    bad = f"s{70 * 8 + 3}"  # in step 70, when half of the window of 128 is filled
+    made = module(Loud(bad, view="match"), on_spike=policy)
+    saved = {}
+    made.on_train_batch_start = lambda *_: saved.setdefault(made.trainer.global_step, weights(made))
+    fit(tmp_path, made, 72, every=69)
+    spikes = [one for one in happened(tmp_path) if one["event"] == "spike"]
+    assert [one["at"] for one in spikes] == [70] and bad in spikes[0]["keys"]
+    assert equal(saved[71], saved[70]) == (policy == "skip")
+    assert equal(saved[71], saved[69]) == (policy == "rollback")
+
+
+def test_six_sigma_over_128_steps() -> None:
+    spikes, dice = Spikes(), torch.Generator().manual_seed(0)
+    for step in range(300):
+        x_2 = 2 + torch.randn(2, generator=dice)
+        assert not spikes.judge(x_2), step
+    mean_2, deviation_2 = spikes.values_2W.mean(1), spikes.values_2W.std(1)
+    again = Spikes()
+    again.load_state_dict(spikes.state_dict())
+    assert not spikes.judge(mean_2 + 5.9 * deviation_2)
+    assert again.judge(mean_2 + torch.tensor([0.0, 6.1]) * deviation_2)
+    assert not again.judge(torch.tensor([math.nan, math.inf])[:1].repeat(2)) and torch.isfinite(again.values_2W).all()
+    assert not Spikes().judge(torch.tensor([1e9, 1e9]))  # nothing to compare with yet
+
+
+def test_nothing_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens on CUDA with a fused optimiser, played on the CPU: the kernel leaves the step out, the host hears of it later."""
+
+    class Ready:
+        def synchronize(self) -> None:
+            read.append(made.trainer.global_step)
+
+    read: list[int] = []
+    monkeypatch.setattr(guard, "_waits", lambda *_: False)
+    monkeypatch.setattr(guard, "_on_its_way", lambda verdict: verdict._replace(ready=Ready()))
+    made = module(Poison("s43", view="match"), on_nonfinite="skip", fused=True)
+    saved = {}
+    made.on_train_batch_start = lambda *_: saved.setdefault(made.trainer.global_step, weights(made))
+    fit(tmp_path, made, 16, every=15)
+    assert equal(saved[6], saved[5]) and not equal(saved[7], saved[6])
+    (event,) = happened(tmp_path)
+    assert event["at"] == 5 and event["step"] == 5 + guard.DELAY and "s43" in event["keys"]
+    assert read[:7] == list(range(8, 15)) and len(read) == 16  # the rest before the saves
+    stopped = module(Poison("s43", view="match"), fused=True)
+    with pytest.raises(NonFiniteStep, match="step 5: loss nan"):
+        fit(tmp_path / "stop", stopped, 16, every=15)
+    assert stopped.trainer.global_step == 5 + guard.DELAY and all(torch.isfinite(p).all() for p in stopped.parameters())
