@@ -143,8 +143,9 @@ def call(ref: str, text: str) -> dict[str, Any]:
         return {"result": json.loads(json.dumps(result, allow_nan=False))}
     except Exception as error:  # noqa: BLE001  whatever it is, it travels to the caller, who raises it with the name of the item
         user = isinstance(error, DataError | OSError)
-        named = isinstance(error, OSError) and error.filename is not None
-        message = f"{error.strerror or type(error).__name__}: {error.filename}" if named else str(error) or type(error).__name__
+        message = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.strerror or type(error).__name__}: {error.filename}"
         return {"error": {"type": type(error).__name__, "message": message, "user": user, "trace": traceback.format_exc()}}
 
 

@@ -27,7 +27,8 @@ def replies(ref: str, texts: Mapping[str, str], workers: int) -> Iterator[tuple[
         _start(ray, workers)
     try:
         remote = ray.remote(num_cpus=1, max_retries=0)(call)
-        todo, running = iter(texts.items()), {}
+        todo = iter(texts.items())
+        running: dict[Any, str] = {}
         while True:
             while len(running) < workers and (entry := next(todo, None)) is not None:
                 running[remote.remote(ref, entry[1])] = entry[0]

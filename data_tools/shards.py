@@ -31,17 +31,18 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, extension -> bytes) of each run of members with one key, in the order of the shard; only what the loader reads.
+def read_samples(path: Path, everything: bool = False) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, extension -> bytes) of each run of members with one key, in the order of the shard; only what the loader reads, or everything.
 
     Raises:
         DataError: a damaged archive.
     """
-    key, group = None, {}
+    key: str | None = None
+    group: dict[str, bytes] = {}
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for member in tar.members(data, str(path)):
             found, extension = split_name(member.name)
-            if not allowed(extension):
+            if not (extension if everything else allowed(extension)):
                 continue
             if found != key:
                 if key is not None:
@@ -110,14 +111,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, shards: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> Path:
+def write_manifest(folder: Path, shards: Sequence[Mapping[str, Any]], made: Mapping[str, Any], name: str | None = None) -> Path:
     """``manifest.json`` of a folder: its name, samples, how it was made, and file, samples, bytes and sha256 of each shard.
 
     Args:
         shards: what :func:`write_shard` returned, in order.
         made: tool and options, for people.
+        name: of the set; the folder's by default.
     """
-    whole = {"name": folder.name, "samples": sum(one["samples"] for one in shards), "made": dict(made), "shards": list(shards)}
+    whole = {"name": name or folder.name, "samples": sum(one["samples"] for one in shards), "made": dict(made), "shards": list(shards)}
     write_atomic(folder / MANIFEST, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
     return folder / MANIFEST
 

@@ -22,6 +22,7 @@ class Tool(NamedTuple):
 TOOLS: dict[str, Tool] = {
     "scenes": Tool("scenes", "write generated scenes as shards; the same seed gives the same scenes everywhere"),
     "index": Tool("indexing", "make or refresh the index of shards, checking every member"),
+    "check": Tool("check", "the doctor of shards: find every damage, list what training must leave out"),
 }
 
 HELP = """usage: mmpretrain data TOOL [options]
