@@ -102,7 +102,8 @@ def test_collectives_stay_in_train_and_gather():
 def test_the_wheel_lists_every_package():
     configured = tomllib.loads((TREE / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for path in (TREE / "mmpretrain").rglob("*.py")}
-    found = {".".join(folder.relative_to(TREE).parts) for folder in folders} | {"mmpretrain.configs", "mmpretrain.data_tools"}
+    found = {".".join(folder.relative_to(TREE).parts) for folder in folders} | {"mmpretrain.configs"}
+    found |= {".".join(("mmpretrain", *path.parent.relative_to(TREE).parts)) for path in (TREE / "data_tools").rglob("*.py")}
     assert set(configured) == found
 
 
