@@ -15,6 +15,7 @@ import numpy as np
 
 from mmpretrain.data.cache import writable
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.quarantine import FILE as QUARANTINE
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import histogram
 from mmpretrain.data_tools.check_shard import KINDS, check_shard, keys_of
@@ -22,7 +23,7 @@ from mmpretrain.data_tools.common import megabytes, scratch, table, tool_parser,
 from mmpretrain.data_tools.engine import options_of, run, stamp
 from mmpretrain.data_tools.shards import read_manifest, read_samples
 
-QUARANTINE, SIZES = "quarantine.jsonl", "sizes.json"
+SIZES = "sizes.json"
 DAMAGED = 1  # the exit code
 NEEDS = ("picture", "text")
 _SHOWN = 40  # problems in the table
@@ -178,6 +179,8 @@ def report(checked: Checked) -> None:
 def write_lists(checked: Checked, out: Path | None) -> list[Path]:
     """Write ``sizes.json`` and ``quarantine.jsonl`` into each folder of shards, or into ``out``.
 
+    The quarantine lists samples, each once. A shard that is damaged as a whole is not in it: the loader refuses it, so copy it again.
+
     Raises:
         DataError: a folder cannot be written, or ``out`` is given for shards of several folders.
     """
@@ -190,8 +193,9 @@ def write_lists(checked: Checked, out: Path | None) -> list[Path]:
         if out is None and not writable(folder):
             raise DataError(f"{folder} cannot be written: name a folder for {SIZES} and {QUARANTINE} by --out")
         write_json(target / SIZES, {path.name: one["samples"] for path, one in checked.shards.items() if path.parent == folder})
-        rows = [one for one in checked.problems if one.shard.parent == folder]
-        write_jsonl(target / QUARANTINE, ({"shard": one.shard.name, "key": one.key, "reason": f"{one.kind}: {one.reason}"} for one in rows))
+        rows = {(one.shard.name, one.key): one for one in reversed(checked.problems) if one.shard.parent == folder and one.key is not None}
+        lines = [{"shard": shard, "key": key, "reason": one.kind, "detail": one.reason} for (shard, key), one in reversed(rows.items())]
+        write_jsonl(target / QUARANTINE, lines)
         written += [target / SIZES, target / QUARANTINE]
     return written
 

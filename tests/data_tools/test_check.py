@@ -13,8 +13,10 @@ from helpers.shards import caption, encoded, picture, sample, write_tar
 from PIL import Image
 
 from mmpretrain.cli.data import run as data
+from mmpretrain.data import quarantine
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.index import open_index
+from mmpretrain.data.reader import ShardReader
 from mmpretrain.data_tools.check import Checked, check, write_lists
 from mmpretrain.data_tools.check_shard import KINDS
 from mmpretrain.data_tools.shards import write_manifest, write_shard
@@ -209,7 +211,8 @@ def test_the_command_writes_its_lists_and_answers_by_its_code(tmp_path, capsys, 
     assert "bad" in shown and "4 samples in 2 shards" in shown and "neither an index nor a sum" in shown
     assert json.loads((folder / "sizes.json").read_text()) == {"0.tar": 3, "1.tar": 1}
     (row,) = [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
-    assert row["shard"] == "0.tar" and row["key"] == "bad" and row["reason"].startswith("picture: png: picture cannot be decoded")
+    assert (row["shard"], row["key"], row["reason"]) == ("0.tar", "bad", "picture") and "cannot be decoded" in row["detail"]
+    assert quarantine.of(ShardReader(sorted(folder.glob("*.tar")))).reasons == {"picture": 1}  # training honours it
     write_tar(folder / "0.tar", sample(0))
     assert data(["data", "check", str(folder), "--workers", "1", "--quiet", "--out", str(tmp_path / "lists")]) == 0
     assert (tmp_path / "lists" / "quarantine.jsonl").read_text() == ""
