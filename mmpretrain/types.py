@@ -121,6 +121,15 @@ class Pixels(NamedTuple):
         return self.pixels_BCHW.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
 
 
+class Replaced(NamedTuple):
+    """A sample that could not be read or decoded, in whose place the batch has another."""
+
+    shard: str
+    key: str
+    reason: str  # short, without numbers, to be counted by
+    error: str  # the whole line
+
+
 class Batch(NamedTuple):
     """What a model and the objectives of a micro-batch see. Fields that the data lack are None."""
 
@@ -130,6 +139,8 @@ class Batch(NamedTuple):
     image: Pixels | None = None
     matched_B: Tensor | None = None  # bool
     targets: Mapping[str, Any] = {}  # one entry per objective: a NamedTuple that only this objective reads
+    source: str = ""  # the one source of a mixture that all samples come from; "" where there is none or it has no name
+    replaced: tuple[Replaced, ...] = ()
 
     @property
     def size(self) -> int:

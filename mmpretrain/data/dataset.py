@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -10,26 +9,19 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmpretrain.data.bad import CONSECUTIVE, record
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.decode import decode_image, join
-from mmpretrain.data.errors import BadSample
+from mmpretrain.data.draws import generator
+from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.feed import Feed, Item
 from mmpretrain.data.image import ImageTransform
-from mmpretrain.data.plan import Plan, slices
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.text import Tokenizer
+from mmpretrain.data.track import Place, Slots
 from mmpretrain.data.units import Units
-from mmpretrain.random import key_of, stream
-from mmpretrain.types import Batch, Example, Preparer, Sample, Tokens
-
-_WORD = (1 << 64) - 1
-_TRIES = 16
-
-_stream = functools.lru_cache(1024)(stream)
-
-
-def generator(*values: int, name: str) -> np.random.Generator:
-    """A counter-based generator keyed by integers and the name of its use."""
-    return np.random.Generator(np.random.Philox(key=np.array([key_of(*values) & _WORD, _stream(name)], dtype=np.uint64)))
+from mmpretrain.random import key_of
+from mmpretrain.types import Batch, Example, Preparer, Replaced, Sample, Tokens
 
 
 class Source:
@@ -37,18 +29,26 @@ class Source:
 
     Args:
         reader: of the shards.
-        units: of the same shards.
+        units: of the same shards; they say what is read of a sample.
         tokenizer: of texts.
         transform: of pictures.
-        seed: root of all draws.
         on_bad: ``stop`` with the error, or ``replace`` a sample that cannot be decoded by another one, drawn by its position.
+        name: of the source in a mixture.
+        preparers: name of an objective that reads this source -> its preparer.
     """
 
     def __init__(
-        self, reader: ShardReader, units: Units, tokenizer: Tokenizer, transform: ImageTransform, seed: int, on_bad: str = "stop"
+        self,
+        reader: ShardReader,
+        units: Units,
+        tokenizer: Tokenizer,
+        transform: ImageTransform,
+        on_bad: str = "stop",
+        name: str = "",
+        preparers: Mapping[str, Preparer] | None = None,
     ) -> None:
         self.reader, self.units, self.tokenizer, self.transform = reader, units, tokenizer, transform
-        self.seed, self.on_bad = seed, on_bad
+        self.on_bad, self.name, self.preparers = on_bad, name, dict(preparers or {})
 
     def picture(self, shard: int, sample: Sample, rng: np.random.Generator | None) -> Tensor:
         """The transformed picture(s) of a sample, several side by side: uint8 (3, H, W)."""
@@ -60,46 +60,57 @@ class Source:
     def texts(self, sample: Sample) -> Sequence[str]:
         return sample.captions if self.units.text_from == "captions" else [one.text for one in sample.statements]
 
-    def example(self, shard: int, unit: int, draw: PositionDraw) -> Example:
-        """The example of a unit, before preparers."""
-        place, text, number = self.units.resolve(shard, unit)
+    def example(self, shard: int, unit: int, draw: PositionDraw, text: int | None = None) -> Example:
+        """The example of a unit, before preparers. ``text``: which of its texts is shown, where the plan has drawn it."""
+        place, own, number = self.units.resolve(shard, unit)
         draw.number = number
-        sample = self.reader.read_at(shard, place)
-        texts = self.texts(sample)
-        if text is None:
-            text = int(draw.generator("caption").integers(len(texts))) if len(texts) > 1 else 0
-        captions = self.units.text_from == "captions"
+        reads, captions = self.units.reads, self.units.text_from == "captions"
+        sample = self.reader.read_at(shard, place, images=reads != "texts")
+        texts = self.texts(sample) if reads != "images" else ()
+        chosen = own if own is not None else text
+        if texts and chosen is None:
+            chosen = int(draw.generator("caption").integers(len(texts))) if len(texts) > 1 else 0
+        told = {"caption_index" if captions else "statement_index": chosen} if texts else {}
         return Example(
             key=sample.key,
             position=draw.position if draw.epoch >= 0 else -1,
             draw_key=draw.key,
-            text=self.tokenizer.tokenize(texts[text]),
-            image=self.picture(shard, sample, draw.generator("augment") if draw.augment else None),
-            matched=captions or sample.statements[text].label,
-            meta={**sample.meta, "caption_index" if captions else "statement_index": text},
+            text=self.tokenizer.tokenize(texts[chosen]) if texts else None,
+            image=self.picture(shard, sample, draw.generator("augment") if draw.augment else None) if reads != "texts" else None,
+            matched=captions or not texts or sample.statements[chosen].label,
+            meta={**sample.meta, **told},
         )
+
+    def must_have(self, what: str) -> None:
+        """Raise DataError where other samples cannot give ``what``, a picture or a text."""
+        if self.units.reads == ("texts" if what == "picture" else "images"):
+            raise DataError(
+                f"data: an objective draws another {what}, but source {self.name!r} has {self.units.reads} alone; "
+                "name the sources that it reads in its `sources`"
+            )
 
 
 class PositionDraw:
     """``types.Draw`` at one position of an epoch.
 
     Args:
-        source: where other samples come from.
+        source: of the sample; other samples come from it too.
+        seed: root of all draws.
         epoch: -1 for validation.
         position: in the order.
         augment: whether pictures are augmented.
     """
 
-    def __init__(self, source: Source, epoch: int, position: int, augment: bool) -> None:
-        self.source, self.epoch, self.position, self.augment = source, epoch, position, augment
-        self.key = key_of(source.seed, epoch, position)
+    def __init__(self, source: Source, seed: int, epoch: int, position: int, augment: bool) -> None:
+        self.source, self.seed, self.epoch, self.position, self.augment = source, seed, epoch, position, augment
+        self.key = key_of(seed, epoch, position)
         self.number = -1  # of the sample itself among the usable ones
 
     def generator(self, stream: str, shared_by: int = 1) -> np.random.Generator:
         """A generator for one named use; ``shared_by=2``: the same for positions 2i and 2i + 1."""
         if shared_by == 1:
             return generator(self.key, name=stream)
-        return generator(self.source.seed, self.epoch, self.position // shared_by, shared_by, name=stream)
+        return generator(self.seed, self.epoch, self.position // shared_by, shared_by, name=stream)
 
     def _other(self, rng: np.random.Generator) -> tuple[int, int]:
         samples = self.source.units.samples
@@ -109,14 +120,16 @@ class PositionDraw:
         return self.source.units.usable(drawn + (drawn >= self.number))
 
     def other_image(self, k: int) -> tuple[str, Tensor]:
-        """(key, uint8 (3, H, W)) of the k-th other sample, uniform over the whole set, never the sample itself."""
+        """(key, uint8 (3, H, W)) of the k-th other sample, uniform over its source, never the sample itself."""
+        self.source.must_have("picture")
         rng = self.generator(f"other_image/{k}")
         shard, place = self._other(rng)
         sample = self.source.reader.read_at(shard, place)
         return sample.key, self.source.picture(shard, sample, rng if self.augment else None)
 
     def other_text(self, k: int) -> tuple[str, Tokens]:
-        """(key, one text) of the k-th other sample, uniform over the whole set, never the sample itself."""
+        """(key, one text) of the k-th other sample, uniform over its source, never the sample itself."""
+        self.source.must_have("text")
         rng = self.generator(f"other_text/{k}")
         shard, place = self._other(rng)
         sample = self.source.reader.read_at(shard, place, images=False)
@@ -128,71 +141,81 @@ class PositionDraw:
 
 
 class Assembler:
-    """Examples and batches of a source with the preparers of the objectives."""
+    """Examples and batches of the sources of a run, prepared for the objectives that read them."""
 
-    def __init__(self, source: Source, preparers: Mapping[str, Preparer], collator: Collator) -> None:
-        self.source, self.preparers, self.collator = source, dict(preparers), collator
-        self.replaced = 0
+    def __init__(self, sources: Sequence[Source], collator: Collator) -> None:
+        self.sources, self.collator = list(sources), collator
+        self.replaced = 0  # in this process
 
-    def example(self, shard: int, unit: int, epoch: int, position: int, augment: bool) -> Example:
-        """One prepared example; a bad one is an error or is replaced, as the source says."""
-        draw = PositionDraw(self.source, epoch, position, augment)
-        for attempt in range(_TRIES):
+    def example(self, draw: PositionDraw, shard: int, unit: int, text: int | None, found: list[Replaced]) -> Example:
+        """One prepared example; a bad one is an error or is replaced, as its source says, and goes to ``found``."""
+        source = draw.source
+        for attempt in range(CONSECUTIVE):
             try:
-                made = self.source.example(shard, unit, draw)
-                return made._replace(targets={name: one.prepare(made, draw) for name, one in self.preparers.items()})
+                made = source.example(shard, unit, draw, text)
+                return made._replace(targets={name: one.prepare(made, draw) for name, one in source.preparers.items()})
             except BadSample as error:
-                if self.source.on_bad != "replace":
+                if source.on_bad != "replace":
                     raise
-                self._report(error)
-                shard, unit = self.source.units.locate(int(draw.generator(f"spare/{attempt}").integers(self.source.units.total)))
-        raise BadSample(f"{_TRIES} samples in a row cannot be decoded; check the shards (the last: {error_text(self.source, shard, unit)})")
+                found.append(self._record(source, shard, unit, error))
+                shard, unit = source.units.locate(int(draw.generator(f"spare/{attempt}").integers(source.units.total)))
+                text = None
+        raise DataError(f"data: {CONSECUTIVE} samples in a row cannot be read; check the shards (the last: {found[-1].error})")
 
-    def _report(self, error: BadSample) -> None:
+    def _record(self, source: Source, shard: int, unit: int, error: BadSample) -> Replaced:
+        place = source.units.resolve(shard, unit)[0]
         self.replaced += 1
         if self.replaced & (self.replaced - 1) == 0:  # the 1st, 2nd, 4th, ...: never a flood
             print(f"mmpretrain: warning: {error}; replaced ({self.replaced} so far in this worker)", file=sys.stderr, flush=True)
+        name = source.reader.name(shard, place)
+        return record(str(source.reader.paths[shard]), source.reader.indexes[shard].key(place), name, error)
 
-    def batch(self, units: Sequence[tuple[int, int]], epoch: int, positions: Sequence[int], augment: bool) -> Batch:
-        """The batch of (shard, unit) pairs at positions."""
-        pairs = zip(units, positions, strict=True)
-        examples = [self.example(int(shard), int(unit), epoch, int(position), augment) for (shard, unit), position in pairs]
-        return self.collator.batch(examples, self.preparers)
-
-
-def error_text(source: Source, shard: int, unit: int) -> str:
-    """Shard and key of a unit."""
-    return source.reader.name(shard, source.units.resolve(shard, unit)[0])
+    def batch(self, slots: Slots, seed: int, epoch: int, augment: bool) -> Batch:
+        """The batch of units at positions."""
+        examples, found = [], list[Replaced]()
+        for position, number, shard, unit, text in zip(*(column.tolist() for column in slots), strict=True):
+            draw = PositionDraw(self.sources[number], seed, epoch, position, augment)
+            examples.append(self.example(draw, shard, unit, text if text >= 0 else None, found))
+        numbers = set(slots.source_P.tolist())
+        sources = [self.sources[number] for number in sorted(numbers)]
+        made = self.collator.batch(examples, sources[0].preparers)
+        return made._replace(source=sources[0].name if len(sources) == 1 else "", replaced=tuple(found))
 
 
 class StepDataset(Dataset):
-    """Item ``(epoch, step)`` is what this rank needs for one optimiser step: a tuple of micro-batches."""
+    """Item ``(track, epoch, window, batch)`` is what this rank needs for one optimiser step: a tuple of micro-batches."""
 
-    def __init__(self, assembler: Assembler, plan: Plan, rank: int, world: int, accumulate: int) -> None:
-        self.assembler, self.plan = assembler, plan
+    def __init__(self, assembler: Assembler, feed: Feed, rank: int, world: int, accumulate: int) -> None:
+        self.assembler, self.feed = assembler, feed
         self.rank, self.world, self.accumulate = rank, world, accumulate
 
     def __len__(self) -> int:
-        return self.plan.steps
+        return self.feed.steps
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Batch, ...]:
-        epoch, step = item
-        made = []
-        for positions in slices(step, self.plan.batch_size, self.rank, self.world, self.accumulate):
-            shards, units = self.plan.locate(epoch, positions)
-            made.append(self.assembler.batch(list(zip(shards, units, strict=True)), epoch, positions.tolist(), augment=True))
-        return tuple(made)
+    def slots(self, item: Item) -> list[Slots]:
+        """The samples of the micro-batches of this rank."""
+        track = self.feed.tracks[item.track]
+        whole = track.slots(Place(item.epoch, item.window, item.batch))
+        return whole.parts(self.rank, self.world, self.accumulate, track.even)
+
+    def __getitem__(self, item: Item) -> tuple[Batch, ...]:
+        seed = self.feed.tracks[item.track].order.seed
+        return tuple(self.assembler.batch(part, seed, item.epoch, augment=True) for part in self.slots(item))
 
 
 class ValDataset(Dataset):
     """Item ``i`` is the ``i``-th validation batch of this rank: fixed draws, no augmentation."""
 
-    def __init__(self, assembler: Assembler, chosen: np.ndarray, cuts: Sequence[np.ndarray]) -> None:
-        self.assembler, self.chosen, self.cuts = assembler, chosen, list(cuts)
+    def __init__(self, assembler: Assembler, seed: int, chosen: np.ndarray, cuts: Sequence[np.ndarray]) -> None:
+        self.assembler, self.seed, self.chosen, self.cuts = assembler, seed, chosen, list(cuts)
 
     def __len__(self) -> int:
         return len(self.cuts)
 
     def __getitem__(self, item: int) -> Batch:
-        units = [self.assembler.source.units.locate(int(number)) for number in self.chosen[self.cuts[item]]]
-        return self.assembler.batch(units, -1, self.cuts[item].tolist(), augment=False)
+        positions = self.cuts[item]
+        units = self.assembler.sources[0].units
+        shards, numbers = np.asarray([units.locate(int(number)) for number in self.chosen[positions]], dtype=np.int64).T
+        return self.assembler.batch(
+            Slots(positions, np.zeros_like(positions), shards, numbers, np.full_like(positions, -1)), self.seed, -1, augment=False
+        )

@@ -5,38 +5,44 @@ Works with a Trainer, which tells rank, world size, micro-batches and preparers,
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from mmpretrain.data import tokenizer_training
+from mmpretrain.data.bad import BadWindow
+from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.dataset import Assembler, Source, StepDataset, ValDataset
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.feed import Feed
 from mmpretrain.data.image import ImageTransform
-from mmpretrain.data.loaders import StepLoader, StepSampler, as_is, default_workers
-from mmpretrain.data.plan import Plan, micro_batch, val_slices
+from mmpretrain.data.loaders import StepLoader, StepSampler, check_shared_draws, epoch_limit, loader_options
+from mmpretrain.data.mixture import TrainSource
+from mmpretrain.data.mixture_cursor import BatchMixtureCursor, SampleMixtureCursor
+from mmpretrain.data.plan import Plan, spread, val_slices
+from mmpretrain.data.position import PositionedData
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.sources import expand
 from mmpretrain.data.text import TextOptions, Tokenizer
+from mmpretrain.data.training_set import Defaults, TrainingSet, specs_of
 from mmpretrain.data.units import Units
 from mmpretrain.types import Preparer, Vocabulary
 
+_CURSORS: dict[str, type[Cursor]] = {"": Cursor, "sample": SampleMixtureCursor, "batch": BatchMixtureCursor}
 
-class ShardData(pl.LightningDataModule):
+
+class ShardData(PositionedData):
     """Batches from WebDataset shards, in an order that is a pure function of (seed, epoch).
 
     Args:
-        train: sources of the training set: folders, tar files, ``{000..012}`` patterns, ``a::b`` lists, ``${VARIABLE}``, or ``scenes``.
-        val: name -> sources of a validation set.
+        train: sources of the training set: folders, tar files, ``{000..012}`` patterns, ``a::b`` lists, ``${VARIABLE}``, or ``scenes``;
+            or a mixture, name -> ``TrainSource``.
+        val: name -> sources of a validation set; one with the name of a training source is read as that source.
         batch_size: samples of one optimiser step over all ranks and micro-batches.
         text: the tokenizer.
         max_tokens: longest text, special tokens included.
@@ -50,13 +56,18 @@ class ShardData(pl.LightningDataModule):
         block: shards that are shuffled together.
         prefetch: steps that each worker prepares ahead.
         timeout: seconds after which a silent worker is an error.
-        on_bad: ``stop``, or ``replace`` samples that cannot be decoded.
-        allow_data_change: continue although the shards, or the batch size at a multiple, differ from the saved run.
+        on_bad: ``replace`` samples that cannot be decoded, or ``stop`` at the first.
+        max_bad_fraction: part of 10,000 samples in a row that may be replaced before the run stops.
+        mix: of a mixture: ``sample``: sources alternate sample by sample; ``batch``: every batch has one source.
+        temperature: a mixture without weights draws sources by size ** (1 / temperature).
+        buckets: batches of samples of like shape, or of a number of tokens.
+        allow_data_change: continue although the shards, the sources or weights of a mixture, or the batch size at a multiple, differ from
+            the saved run.
     """
 
     def __init__(
         self,
-        train: str | list[str] = "scenes",
+        train: str | list[str] | dict[str, TrainSource] = "scenes",
         val: dict[str, str | list[str]] | None = None,
         batch_size: int = 64,
         text: TextOptions = TextOptions(),  # noqa: B008  (frozen)
@@ -71,12 +82,18 @@ class ShardData(pl.LightningDataModule):
         block: int = 16,
         prefetch: int = 2,
         timeout: float = 300.0,
-        on_bad: Literal["stop", "replace"] = "stop",
+        on_bad: Literal["stop", "replace"] = "replace",
+        max_bad_fraction: float = 0.001,
+        mix: Literal["sample", "batch"] = "sample",
+        temperature: float = 1.0,
+        buckets: Buckets | None = None,
         allow_data_change: bool = False,
     ) -> None:
         super().__init__()
         if captions not in ("sample", "all") or on_bad not in ("stop", "replace"):
             raise DataError(f"data.captions={captions!r} must be sample or all, data.on_bad={on_bad!r} stop or replace")
+        if mix not in _CURSORS:
+            raise DataError(f"data.mix={mix!r} must be sample or batch")
         if val_batch_size < 1 or (val_samples is not None and val_samples < 1):
             raise DataError(f"data.val_batch_size={val_batch_size} and data.val_samples={val_samples} must be at least 1")
         self.train_sources, self.val_sources = train, dict(val or {})
@@ -84,12 +101,12 @@ class ShardData(pl.LightningDataModule):
         self.captions, self.text_from, self.seed, self.workers = captions, text_from, seed, workers
         self.val_batch_size, self.val_samples, self.block = val_batch_size, val_samples, block
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
+        self.mix, self.buckets, self.bad = mix, buckets, BadWindow(max_bad_fraction)
+        self.set = TrainingSet(specs_of(train), Defaults(text_from, captions), temperature)
         self.rank, self.world, self.accumulate, self.local_world = 0, 1, 1, 1
         self.preparers: dict[str, Preparer] = {}
-        self.plan: Plan | None = None
-        self.cursor: Cursor | None = None
-        self._saved: Mapping[str, Any] | None = None
-        self._reader: ShardReader | None = None
+        self.objective_sources: dict[str, tuple[str, ...] | None] = {}
+        self.feed: Feed | None = None
         self._tokenizer: Tokenizer | None = None
         self._val: dict[str, ShardReader] = {}
 
@@ -97,9 +114,7 @@ class ShardData(pl.LightningDataModule):
     @property
     def reader(self) -> ShardReader:
         """The training samples, by number. Opens (and, once, indexes) the shards."""
-        if self._reader is None:
-            self._reader = ShardReader(expand(self.train_sources, "train"))
-        return self._reader
+        return self.set.reader
 
     def val_reader(self, name: str) -> ShardReader:
         """The samples of one validation set, by number."""
@@ -118,12 +133,17 @@ class ShardData(pl.LightningDataModule):
         return {name: self.val_reader(name) for name in self.val_sources}
 
     @property
+    def plan(self) -> Plan | None:
+        """The order of the one source; of a mixture's first."""
+        return self.feed.plans[0] if self.feed is not None else None
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch of the data."""
-        if self.plan is None:
+        if self.feed is None:
             self.setup("fit")
-        assert self.plan is not None
-        return self.plan.steps
+        assert self.feed is not None
+        return self.feed.steps
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -154,20 +174,28 @@ class ShardData(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """sha256 of the contents of the training shards."""
-        return self.reader.fingerprint
+        return self.set.fingerprint
 
     # ---------------------------------------------------------------- life cycle
-    def configure(self, rank: int = 0, world: int = 1, accumulate: int = 1, preparers: Mapping[str, Preparer] | None = None) -> None:
-        """What a Trainer tells, by hand: this process's place, micro-batches per step, and what the objectives prepare."""
-        micro = micro_batch(self.batch_size, world, accumulate)
-        for name, preparer in (preparers or {}).items():
-            if micro % (shared := getattr(preparer, "shared_by", 1)):
-                rank_zero_warn(
-                    f"data: {name} draws for {shared} neighbouring samples together (exact halves), a micro-batch of {micro} parts them; "
-                    f"make data.batch_size a multiple of {shared * world * accumulate}"
-                )
+    def configure(
+        self,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        preparers: Mapping[str, Preparer] | None = None,
+        sources: Mapping[str, tuple[str, ...] | None] | None = None,
+    ) -> None:
+        """What a Trainer tells, by hand: this process's place, micro-batches per step, what the objectives prepare, and the sources of a
+        mixture that they read (None: all).
+
+        Raises:
+            DataError: a batch that cannot be cut for this layout, or sources that do not exist.
+        """
+        if self.buckets is None or self.buckets.tokens is None:
+            check_shared_draws(preparers or {}, self.batch_size, world, accumulate)
+        self.set.check_objectives(sources or {}, self.mix)
         self.rank, self.world, self.accumulate = rank, world, accumulate
-        self.preparers = dict(preparers or {})
+        self.preparers, self.objective_sources = dict(preparers or {}), dict(sources or {})
 
     def prepare_data(self) -> None:
         """Index the shards and train the tokenizer, once per machine."""
@@ -179,19 +207,23 @@ class ShardData(pl.LightningDataModule):
         """Make the plan. ``stage="fit"`` also checks the saved position, if one was loaded."""
         if self.trainer is not None:
             self._ask(self.trainer)
-        if stage in (None, "fit") and self.plan is None:
-            units = self._units(self.reader)
-            self.plan = Plan(units.sizes, self.batch_size, self.seed, self.block)
-            self._units_train = units
-            self.cursor = Cursor(self.plan, self.identity(), self.allow_data_change)
-            self._tell(units)
-            if self._saved is not None:
-                self.cursor.load(self._saved)
+        if stage in (None, "fit") and self.feed is None:
+            parts = self.set.parts()
+            self.feed = Feed(parts, self.mix, self.batch_size, self.seed, self.block, self.buckets, self.image, self.max_tokens)
+            self.feed.check(self.world, self.accumulate)
+            self.cursor = _CURSORS[self.feed.mix](self.feed, self.identity(), self.allow_data_change)
+            rank_zero_info(self.set.tell(self.feed))
+            self.go()
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a saved position to mean the same samples."""
-        facts = {"seed": self.seed, "block": self.block, "captions": self.captions, "text_from": self.text_from}
-        return {"fingerprint": self.fingerprint, "batch_size": self.batch_size, **facts}
+        assert self.feed is not None
+        facts: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "block": self.block}
+        if self.feed.mix:
+            facts["sources"] = self.set.facts(self.feed.parts)
+        else:
+            facts = {"fingerprint": self.fingerprint, **facts, "captions": self.captions, "text_from": self.text_from}
+        return facts if self.feed.ruler is None else {**facts, "buckets": self.feed.ruler.identity}
 
     def _ask(self, trainer: pl.Trainer) -> None:
         place = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
@@ -203,88 +235,42 @@ class ShardData(pl.LightningDataModule):
             place.get("num_replicas", trainer.world_size),
             engine.accumulate if engine is not None else trainer.accumulate_grad_batches,
             ask() if ask is not None else {},
+            getattr(trainer.lightning_module, "objective_sources", {}),
         )
 
-    def _units(self, reader: ShardReader) -> Units:
-        return Units(reader, self.text_from, self.captions == "all")
-
-    def _tell(self, units: Units) -> None:
-        assert self.plan is not None
-        text = f"data: {units.samples} samples, {self.plan.steps} steps of {self.batch_size} in an epoch"
-        text += f", {self.plan.dropped} at its end are dropped" if self.plan.dropped else ""
-        if units.left_out:
-            problem = next((problem for index in self.reader.indexes for problem in index.problems), None)
-            text += f"; {units.left_out} samples lack a picture or {self.text_from} and are left out" + (f" ({problem})" if problem else "")
-        ignored = Counter[str]()
-        for index in self.reader.indexes:
-            ignored.update(index.ignored)
-        if ignored:
-            text += f"; members never read: {', '.join(f'{name} ({count})' for name, count in ignored.most_common(5))}"
-        rank_zero_info(text)
-
     # ---------------------------------------------------------------- loaders
-    def source(self, reader: ShardReader, units: Units) -> Source:
-        """The way from the samples of ``reader`` to examples."""
-        return Source(reader, units, self.tokenizer, self.image, self.seed, self.on_bad)
+    def source(self, name: str, reader: ShardReader, units: Units) -> Source:
+        """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
+        wanted = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
+        preparers = {key: one for key, one in self.preparers.items() if key in wanted or key not in self.objective_sources}
+        return Source(reader, units, self.tokenizer, self.image, self.on_bad, name, preparers)
 
     def train_dataloader(self) -> DataLoader:
         """Items are tuples of micro-batches, one item per optimiser step; the length is that of a whole epoch."""
-        if self.plan is None or self.cursor is None:
+        if self.feed is None or self.cursor is None:
             self.setup("fit")
-        assert self.plan is not None and self.cursor is not None
-        assembler = Assembler(self.source(self.reader, self._units_train), self.preparers, self.collator)
-        dataset = StepDataset(assembler, self.plan, self.rank, self.world, self.accumulate)
-        return StepLoader(dataset, sampler=StepSampler(self.cursor, self.plan.steps, self._limit()), **self._loader(len(dataset)))
+        assert self.feed is not None and self.cursor is not None
+        sources = [self.source(part.name, part.units.reader, part.units) for part in self.feed.parts]
+        dataset = StepDataset(Assembler(sources, self.collator), self.feed, self.rank, self.world, self.accumulate)
+        return StepLoader(
+            dataset, sampler=StepSampler(self.cursor, epoch_limit(self.trainer, self.feed.steps)), **self._loader(len(dataset))
+        )
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per validation set, in the order of ``val``; items are batches, every sample once over all ranks."""
         loaders = []
         for name in self.val_sources:
-            reader = self.val_reader(name)
-            units = Units(reader, self.text_from)
+            known, reader = name in self.set.specs, self.val_reader(name)
+            units = self.set.val_units(name, reader)
+            source = self.source(name if known else "", reader, units)
             count = min(units.total, self.val_samples or units.total)
-            chosen = np.arange(count, dtype=np.int64) * units.total // count
-            assembler = Assembler(self.source(reader, units), self.preparers, self.collator)
-            dataset = ValDataset(assembler, chosen, val_slices(count, self.val_batch_size, self.rank, self.world))
+            chosen, cuts = spread(units.total, count), val_slices(count, self.val_batch_size, self.rank, self.world)
+            dataset = ValDataset(Assembler([source], self.collator), self.seed, chosen, cuts)
             loaders.append(DataLoader(dataset, shuffle=False, **self._loader(len(dataset))))
         return loaders
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def _limit(self) -> int | None:
-        """Steps of an epoch of the Trainer where ``limit_train_batches`` makes it shorter than one of the data."""
-        limit = self.trainer.limit_train_batches if self.trainer is not None else None
-        assert self.plan is not None
-        if limit is None or (limit == 1.0 and isinstance(limit, float)):
-            return None
-        steps = int(self.plan.steps * limit) if isinstance(limit, float) else limit
-        return steps if steps < self.plan.steps else None
-
     def _loader(self, items: int) -> dict[str, Any]:
-        workers = min(default_workers(self.local_world) if self.workers is None else self.workers, items)
-        more = {"prefetch_factor": self.prefetch, "persistent_workers": True, "timeout": self.timeout} if workers else {}
-        return {"batch_size": None, "collate_fn": as_is, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **more}
-
-    # ---------------------------------------------------------------- position
-    def advance(self) -> None:
-        """One optimiser step is done: its samples are consumed."""
-        if self.cursor is None:
-            raise RuntimeError("ShardData.advance() before setup('fit')")
-        self.cursor.advance()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position and what it belongs to: plain types, a few hundred bytes, the same on every rank."""
-        if self.cursor is None:
-            return dict(self._saved or {})
-        return self.cursor.state()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue at a saved position.
-
-        Raises:
-            ResumeError: it belongs to other shards, another batch size or another order.
-        """
-        self._saved = json.loads(json.dumps(dict(state_dict)))
-        if self.cursor is not None:
-            self.cursor.load(self._saved)
+        return loader_options(self.workers, self.local_world, items, self.prefetch, self.timeout)

@@ -40,11 +40,11 @@ class Plan:
         self.steps, self.dropped = divmod(self.total, batch_size)
         if self.steps == 0:
             raise DataError(f"data: {self.total} usable samples do not fill one batch of {batch_size}; lower data.batch_size")
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_epoch": None, "_blocks": OrderedDict()}
+        return {**self.__dict__, "_epochs": OrderedDict(), "_blocks": OrderedDict()}
 
     def locate(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and unit within it of each position: two int64 arrays of the shape of ``positions``."""
@@ -66,10 +66,12 @@ class Plan:
         return shard, unit
 
     def _shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._epoch is None or self._epoch[0] != epoch:
+        if epoch not in self._epochs:
             order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.sizes))
-            self._epoch = (epoch, order, np.cumsum(self.sizes[order]))
-        return self._epoch[1], self._epoch[2]
+            self._epochs[epoch] = (order, np.cumsum(self.sizes[order]))
+            while len(self._epochs) > 2:  # a batch of a mixture may span two
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
 
     def _shuffled(self, epoch: int, number: int, ends: np.ndarray) -> np.ndarray:
         key = (epoch, number)
@@ -115,3 +117,8 @@ def val_slices(total: int, batch_size: int, rank: int, world: int) -> list[np.nd
     count = -(-total // (batch_size * world))
     chunks = np.array_split(np.arange(total, dtype=np.int64), count * world)
     return [chunks[number * world + rank] for number in range(count)]
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """``count`` of ``total`` numbers, evenly spread, ascending: int64."""
+    return np.arange(count, dtype=np.int64) * total // count

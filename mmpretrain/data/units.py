@@ -1,4 +1,5 @@
-"""What an epoch counts: samples, or every text of every sample; those without a picture or a text are left out and counted.
+"""What an epoch counts: samples, or every text of every sample. Those that lack what is read, and those in quarantine, are left out and
+counted.
 
 Memory grows with the number of shards, not of samples: the table of a shard is made from its mapped index when it is asked for.
 """
@@ -6,11 +7,14 @@ Memory grows with the number of shards, not of samples: the table of a shard is 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmpretrain.data.draws import drawn
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
 
 TEXTS = ("captions", "statements")
@@ -29,45 +33,81 @@ class Units:
         reader: of the shards.
         text_from: ``captions`` or ``statements``.
         every_text: one unit per text rather than per sample.
+        reads: ``pairs``: a sample needs a picture and a text; ``texts``, ``images``: this alone is needed and read.
+        quarantine: shard -> numbers of its samples that are left out, ascending; see ``data.quarantine``.
 
     Raises:
         DataError: no usable sample.
     """
 
-    def __init__(self, reader: ShardReader, text_from: str = "captions", every_text: bool = False) -> None:
+    def __init__(
+        self,
+        reader: ShardReader,
+        text_from: str = "captions",
+        every_text: bool = False,
+        reads: str = "pairs",
+        quarantine: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
         if text_from not in TEXTS:
             raise DataError(f"data.text_from is {text_from!r}; take one of {', '.join(TEXTS)}")
-        self.reader, self.text_from, self.every_text = reader, text_from, every_text
+        self.reader, self.text_from, self.reads = reader, text_from, reads
+        self.every_text = every_text and reads != "images"
+        self.quarantine = dict(quarantine or {})
         self._tables: OrderedDict[int, _Table] = OrderedDict()
-        tables = (self._make(shard) for shard in range(len(reader.indexes)))
-        counts = np.asarray([(len(one.samples), one.ends[-1] if len(one.ends) else 0) for one in tables], dtype=np.int64)
+        counts = np.asarray([self._count(shard) for shard in range(len(reader.indexes))], dtype=np.int64).reshape(-1, 3)
         self.sample_ends, self.sizes, self.ends = np.cumsum(counts[:, 0]), counts[:, 1].copy(), np.cumsum(counts[:, 1])
         self.total, self.samples = int(self.ends[-1]), int(self.sample_ends[-1])
-        self.left_out = len(reader) - self.samples
+        self.most_regions = int(counts[:, 2].max(initial=0))
+        self.quarantined = sum(len(numbers) for numbers in self.quarantine.values())
+        self.left_out = len(reader) - self.samples - self.quarantined
         if not self.total:
             raise DataError(self._nothing())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": OrderedDict()}
 
+    @property
+    def wants(self) -> str:
+        """What a sample needs, in words."""
+        return {"pairs": f"a picture and {self.text_from}", "texts": self.text_from, "images": "a picture"}[self.reads]
+
     def _nothing(self) -> str:
         indexes = self.reader.indexes
         other = TEXTS[1 - TEXTS.index(self.text_from)]
-        has = sum(int(np.count_nonzero(getattr(index, f"{other}_S"))) for index in indexes)
+        has = sum(int(np.count_nonzero(getattr(index, f"{other}_S"))) for index in indexes) if self.reads != "images" else 0
         hint = f"{has} samples have {other}: set data.text_from={other}" if has else "a sample is KEY.jpg|png|webp with KEY.txt or KEY.json"
+        hint = f"all {self.quarantined} others are in quarantine.jsonl" if self.quarantined else hint
         problem = next((f" ({problem})" for index in indexes for problem in index.problems), "")
-        return f"data: no sample of {indexes[0].path.parent} has a picture and {self.text_from}; {hint}{problem}"
+        return f"data: no sample of {indexes[0].path.parent} has {self.wants}; {hint}{problem}"
 
-    def _make(self, shard: int) -> _Table:
+    def _usable(self, shard: int, index: ShardIndex) -> np.ndarray:
+        """Which samples of a shard are used: bool."""
+        found = np.ones(len(index), dtype=bool)
+        if self.reads != "texts":
+            found &= np.asarray(index.images_S) > 0
+        if self.reads != "images":
+            found &= self._texts(index) > 0
+        if shard in self.quarantine:
+            found[self.quarantine[shard]] = False
+        return found
+
+    def _texts(self, index: ShardIndex) -> np.ndarray:
+        return np.asarray(getattr(index, f"{self.text_from}_S"))
+
+    def _count(self, shard: int) -> tuple[int, int, int]:
+        """Usable samples of a shard, its units, the most regions of a sample."""
         index = self.reader.indexes[shard]
-        texts = getattr(index, f"{self.text_from}_S")
-        samples = np.flatnonzero((index.images_S > 0) & (texts > 0))
-        counts = texts[samples].astype(np.int64) if self.every_text else np.ones(len(samples), dtype=np.int64)
-        return _Table(samples, np.cumsum(counts))
+        usable = self._usable(shard, index)
+        samples = int(np.count_nonzero(usable))
+        units = int(self._texts(index)[usable].sum(dtype=np.int64)) if self.every_text else samples
+        return samples, units, int(np.asarray(index.regions_S).max(initial=0))
 
     def _table(self, shard: int) -> _Table:
         if shard not in self._tables:
-            self._tables[shard] = self._make(shard)
+            index = self.reader.indexes[shard]
+            samples = np.flatnonzero(self._usable(shard, index))
+            counts = self._texts(index)[samples].astype(np.int64) if self.every_text else np.ones(len(samples), dtype=np.int64)
+            self._tables[shard] = _Table(samples, np.cumsum(counts))
             while len(self._tables) > _KEPT:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(shard)
@@ -89,3 +129,28 @@ class Units:
         """(shard, sample in it) of the ``number``-th usable sample."""
         shard = int(np.searchsorted(self.sample_ends, number, side="right"))
         return shard, int(self._table(shard).samples[number - (int(self.sample_ends[shard - 1]) if shard else 0)])
+
+    def lengths(self, shard: int, units: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Of units of one shard, from the index alone: int64 (5, units), the rows height and width of the picture, bytes of the text,
+        number of regions, and the number of the text (-1 without one).
+
+        Args:
+            keys: uint64, one per unit, of the drawn text where a unit is a sample with several.
+        """
+        index, table = self.reader.indexes[shard], self._table(shard)
+        row = np.searchsorted(table.ends, units, side="right")
+        sample = table.samples[row]
+        found = np.zeros((5, len(units)), dtype=np.int64)
+        if self.reads != "texts":
+            found[0], found[1], found[3] = index.heights_S[sample], index.widths_S[sample], index.regions_S[sample]
+        if self.reads == "images":
+            found[4] = -1
+            return found
+        counts = self._texts(index).astype(np.int64)
+        if self.every_text:
+            found[4] = units - np.concatenate([[0], table.ends])[row]
+        else:
+            found[4] = drawn(keys, counts[sample], "caption")
+        sizes = index.caption_bytes_C if self.text_from == "captions" else index.statement_bytes_C
+        found[2] = sizes[(np.cumsum(counts) - counts)[sample] + found[4]]
+        return found

@@ -16,6 +16,7 @@ from helpers.batches import data, flat, same
 from helpers.shards import caption, sample, write_shards, write_statements, write_tar
 
 from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.feed import Item
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.objectives.itm import ITM
 from mmpretrain.types import Collate, Draw, Example
@@ -111,11 +112,11 @@ def one_bad(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_sample_stops_the_run_and_names_shard_and_key(one_bad, workers):
     with pytest.raises(BadSample, match=r"00000\.tar key 'k00007': picture cannot be decoded"):
-        list(data(one_bad, preparers={}, workers=workers).train_dataloader())
+        list(data(one_bad, preparers={}, workers=workers, on_bad="stop").train_dataloader())
 
 
 def test_or_it_is_replaced_by_its_position(one_bad, capfd):
-    found = [next(iter(data(one_bad, preparers={}, workers=w, on_bad="replace").train_dataloader()))[0] for w in (0, 1)]
+    found = [next(iter(data(one_bad, preparers={}, workers=w).train_dataloader()))[0] for w in (0, 1)]
     assert found[0].keys == found[1].keys and len(found[0].keys) == 12 and "k00007" not in found[0].keys
     assert "key 'k00007'" in capfd.readouterr().err
 
@@ -124,7 +125,7 @@ def test_a_dataset_reaches_spawned_workers(shards):
     made = data(shards)
     dataset = made.train_dataloader().dataset
     again = pickle.loads(pickle.dumps(dataset))  # noqa: S301  (our own bytes)
-    assert same(flat(list(again[1, 2])), flat(list(dataset[1, 2])))
+    assert same(flat(list(again[Item(0, 1, 2)])), flat(list(dataset[Item(0, 1, 2)])))
 
 
 def test_what_is_left_out_is_told(tmp_path, caplog):

@@ -12,6 +12,7 @@ from helpers.shards import write_shards
 from mmpretrain.data.errors import ResumeError
 from mmpretrain.data.module import ShardData
 from mmpretrain.data.text import TextOptions
+from mmpretrain.data.track import Place
 
 SIZES = (13, 1, 20, 7, 9)  # 50 samples
 
@@ -136,7 +137,7 @@ def test_other_samples_are_uniform_and_never_itself(shards):
     loader = made.train_dataloader()
     others: dict[str, int] = {}
     for epoch in range(12):
-        made.cursor.epoch = epoch
+        made.cursor.move(Place(epoch))
         for item in loader:
             for other in item[0].targets["probe"].others:
                 key = other.split("/")[0]

@@ -1,0 +1,76 @@
+"""Samples that are not to be used: ``quarantine.jsonl`` beside the shards, one line for each.
+
+    {"shard": "00012.tar", "key": "k00815", "reason": "picture cannot be decoded"}
+
+``shard`` is the name of the file, ``key`` that of the sample. The samples stay in their shard; training leaves them out of its order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmpretrain.data.errors import DataError
+from mmpretrain.data.reader import ShardReader
+
+FILE = "quarantine.jsonl"
+
+
+class Quarantine(NamedTuple):
+    """The listed samples of some shards."""
+
+    samples: dict[int, np.ndarray]  # shard -> numbers of samples, int64, ascending
+    reasons: Counter[str]
+    digest: str  # of what is left out; "" where nothing is
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The entries of a list.
+
+    Raises:
+        DataError: a line that is no such entry, naming it.
+    """
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
+        if not isinstance(entry, dict) or not isinstance(entry.get("shard"), str) or not isinstance(entry.get("key"), str):
+            raise DataError(f"{path}, line {number}: an entry needs the texts shard and key; mend or remove the line")
+        entries.append({name: str(entry.get(name, "")) for name in ("shard", "key", "reason")})
+    return entries
+
+
+def of(reader: ShardReader) -> Quarantine:
+    """What the lists beside the shards of a reader leave out. A line for a shard or a key that is not there has no effect.
+
+    Raises:
+        DataError: a list that cannot be read.
+    """
+    folders: dict[Path, dict[str, dict[str, str]]] = {}
+    samples, reasons, digest = {}, Counter[str](), hashlib.sha256()
+    for shard, index in enumerate(reader.indexes):
+        folder = Path(index.path).parent
+        if folder not in folders:
+            wanted: dict[str, dict[str, str]] = defaultdict(dict)
+            if (folder / FILE).is_file():
+                for entry in read(folder / FILE):
+                    wanted[entry["shard"]][entry["key"]] = entry["reason"]
+            folders[folder] = dict(wanted)
+        listed = folders[folder].get(Path(index.path).name)
+        if not listed:
+            continue
+        found = [number for number in range(len(index)) if index.key(number) in listed]
+        if found:
+            samples[shard] = np.asarray(found, dtype=np.int64)
+            reasons.update(listed[index.key(number)] or "no reason given" for number in found)
+            digest.update(json.dumps([index.digest, found]).encode())
+    return Quarantine(samples, reasons, digest.hexdigest() if samples else "")
