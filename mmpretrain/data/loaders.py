@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mmpretrain.data import working
 from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.feed import Item
 from mmpretrain.data.plan import micro_batch
@@ -47,7 +48,8 @@ class StepLoader(DataLoader):
 
 
 def as_is(item: Any) -> Any:
-    """The loader's own conversion would turn the tuples of a batch into lists."""
+    """The loader's own conversion would turn the tuples of a batch into lists. Called in the worker when an item is done."""
+    working.idle()
     return item
 
 
@@ -61,6 +63,8 @@ def loader_options(workers: int | None, local_world: int, items: int, prefetch: 
     """Arguments of a DataLoader with ``items`` items: see ``ShardData`` for the others."""
     workers = min(default_workers(local_world) if workers is None else workers, items)
     more = {"prefetch_factor": prefetch, "persistent_workers": True, "timeout": timeout} if workers else {}
+    if workers:
+        more["worker_init_fn"] = working.Board(workers)
     return {"batch_size": None, "collate_fn": as_is, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **more}
 
 

@@ -117,16 +117,17 @@ def test_rollback_without_a_checkpoint_and_without_end_stop_the_run(tmp_path: Pa
 
 @pytest.mark.fault(50)
 @pytest.mark.parametrize("policy", ["log", "skip", "rollback"])
-def test_a_spike_is_logged_skipped_or_rolled_back(tmp_path: Path, policy: str) -> None:
-    bad = f"s{70 * 8 + 3}"  # in step 70, when half of the window of 128 is filled
+def test_a_spike_is_logged_skipped_or_rolled_back(tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "WINDOW", 16)
+    bad = f"s{10 * 8 + 3}"  # in step 10, when half of the window is filled
     made = module(Loud(bad, view="match"), on_spike=policy)
     saved = {}
     made.on_train_batch_start = lambda *_: saved.setdefault(made.trainer.global_step, weights(made))
-    fit(tmp_path, made, 72, every=69)
+    fit(tmp_path, made, 12, every=9)
     spikes = [one for one in happened(tmp_path) if one["event"] == "spike"]
-    assert [one["at"] for one in spikes] == [70] and bad in spikes[0]["keys"]
-    assert equal(saved[71], saved[70]) == (policy == "skip")
-    assert equal(saved[71], saved[69]) == (policy == "rollback")
+    assert [one["at"] for one in spikes] == [10] and bad in spikes[0]["keys"]
+    assert equal(saved[11], saved[10]) == (policy == "skip")
+    assert equal(saved[11], saved[9]) == (policy == "rollback")
 
 
 def test_six_sigma_over_128_steps() -> None:
