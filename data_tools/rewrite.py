@@ -1,8 +1,8 @@
 """New shards from chosen samples of old ones: what ``split``, ``mix``, ``filter``, ``dedup`` and ``scenegraph`` write with.
 
 A row is ``[shard, sample]`` or ``[shard, sample, edit]``: numbers of a shard in the list of inputs and of a sample in it. An edit may hold
-``key`` (a new key), ``keep`` (the captions that stay, by number) and ``meta`` (entries to set in ``KEY.json``). Members without an edit are
-copied byte for byte; only what the loader reads is copied.
+``prefix`` and ``suffix`` (the key becomes ``prefix/KEYsuffix``), ``keep`` (the captions that stay, by number) and ``meta`` (entries to set
+in ``KEY.json``). What no edit concerns is copied byte for byte; only members that the loader reads are copied.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def edited(key: str, members: Mapping[str, bytes], edit: Mapping[str, Any]) -> t
                 made["txt"] = meta["captions"][0].encode("utf-8")
         meta.update(edit.get("meta") or {})
         made["json"] = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    return edit.get("key", key), made
+    key = f"{edit['prefix']}/{key}" if edit.get("prefix") else key
+    return key + edit.get("suffix", ""), made
 
 
 def write_rows(item: Mapping[str, Any]) -> dict[str, Any]:

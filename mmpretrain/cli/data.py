@@ -21,8 +21,11 @@ class Tool(NamedTuple):
 
 TOOLS: dict[str, Tool] = {
     "scenes": Tool("scenes", "write generated scenes as shards; the same seed gives the same scenes everywhere"),
+    "build": Tool("build", "write shards from the formats of COCO, Visual Genome, VQA, img2dataset and others, from tables and folders"),
     "index": Tool("indexing", "make or refresh the index of shards, checking every member"),
     "check": Tool("check", "the doctor of shards: find every damage, list what training must leave out"),
+    "split": Tool("split", "parts of a set by hashes of keys or fields; what belongs together stays together"),
+    "mix": Tool("mix", "one set from several, interleaved by weights"),
 }
 
 HELP = """usage: mmpretrain data TOOL [options]
