@@ -20,7 +20,7 @@ import yaml
 from mmpretrain.cli.errors import UserError, nearest
 
 CHECKPOINT = "the checkpoint"  # where a key comes from that only the layer below sets
-WHOLE = frozenset({"model.objectives", "data.val", "trainer.logger", "trainer.callbacks"})
+WHOLE = frozenset({"model.objectives", "data.train", "data.val", "trainer.logger", "trainer.callbacks"})
 
 
 class Layers(NamedTuple):

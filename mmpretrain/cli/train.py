@@ -21,6 +21,7 @@ from mmpretrain.cli.parser import Parser, Refused, typed_keys
 from mmpretrain.cli.progress import Bar
 from mmpretrain.cli.quiet import quieten
 from mmpretrain.cli.summary import Final, finish
+from mmpretrain.data.errors import DataError
 from mmpretrain.data.module import ShardData
 from mmpretrain.data.text import Tokenizer
 from mmpretrain.train import run_dir
@@ -28,6 +29,7 @@ from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsd
 from mmpretrain.train.callbacks import Metrics, Watchdog
 from mmpretrain.train.checkpoint import CheckpointError, Checkpoints
 from mmpretrain.train.dashboard import WandbDashboard, make_logger
+from mmpretrain.train.data_health import DataHealth
 from mmpretrain.train.measure import Measure
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.panels import Panels
@@ -80,7 +82,7 @@ class CLI(LightningCLI):
             ShardData,
             save_config_callback=None,
             trainer_class=Trainer,
-            trainer_defaults={"callbacks": [Metrics(), self.began, Bar(), Preemption()]},
+            trainer_defaults={"callbacks": [DataHealth(), Metrics(), self.began, Bar(), Preemption()]},
             seed_everything_default=0,
             parser_kwargs={"prog": "mmpretrain", "description": "Vision-and-language pre-training."},
             parser_class=Parser,
@@ -253,7 +255,7 @@ def run(argv: list[str]) -> int:
     except Refused as error:
         return show(str(error))
     except SETUP_ERRORS as error:
-        if cli is not None and cli.began.yes:
+        if cli is not None and cli.began.yes and not isinstance(error, DataError):
             raise
         if cli is not None:
             cli.discard()

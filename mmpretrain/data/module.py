@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from mmpretrain.data import tokenizer_training
-from mmpretrain.data.bad import BadWindow
 from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.cursor import Cursor
@@ -89,7 +88,7 @@ class ShardData(PositionedData):
         buckets: Buckets | None = None,
         allow_data_change: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(max_bad_fraction)
         if captions not in ("sample", "all") or on_bad not in ("stop", "replace"):
             raise DataError(f"data.captions={captions!r} must be sample or all, data.on_bad={on_bad!r} stop or replace")
         if mix not in _CURSORS:
@@ -101,7 +100,7 @@ class ShardData(PositionedData):
         self.captions, self.text_from, self.seed, self.workers = captions, text_from, seed, workers
         self.val_batch_size, self.val_samples, self.block = val_batch_size, val_samples, block
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
-        self.mix, self.buckets, self.bad = mix, buckets, BadWindow(max_bad_fraction)
+        self.mix, self.buckets = mix, buckets
         self.set = TrainingSet(specs_of(train), Defaults(text_from, captions), temperature)
         self.rank, self.world, self.accumulate, self.local_world = 0, 1, 1, 1
         self.preparers: dict[str, Preparer] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from mmpretrain.data.bad import BadWindow
 from mmpretrain.data.cursor import Cursor
 
 
 class PositionedData(pl.LightningDataModule):
-    """A data module whose whole state is a position. ``cursor`` is made in ``setup``; a state that was loaded before waits for it."""
+    """A data module whose whole state is a position. ``cursor`` is made in ``setup``; a state that was loaded before waits for it.
 
-    def __init__(self) -> None:
+    Args:
+        max_bad_fraction: see ``bad.BadWindow``.
+    """
+
+    def __init__(self, max_bad_fraction: float) -> None:
         super().__init__()
+        self.bad = BadWindow(max_bad_fraction)
         self.cursor: Cursor | None = None
         self._saved: Mapping[str, Any] | None = None
 
@@ -29,6 +36,15 @@ class PositionedData(pl.LightningDataModule):
     def consumed(self) -> dict[str, int]:
         """Samples of the whole run by source; {} where there is no mixture."""
         return self.cursor.consumed() if self.cursor is not None else {}
+
+    def metrics(self) -> dict[str, float]:
+        """``data/bad``: replaced samples of the run so far; ``data/<source>/samples``: those that each source of a mixture gave."""
+        return {"data/bad": float(self.bad.total), **{f"data/{name}/samples": float(count) for name, count in self.consumed().items()}}
+
+    @property
+    def position(self) -> str:
+        """sha256 of the state, which must be alike on every rank."""
+        return hashlib.sha256(json.dumps(self.state_dict(), sort_keys=True).encode()).hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it belongs to: plain types, a few hundred bytes, the same on every rank."""

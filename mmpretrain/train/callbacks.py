@@ -105,6 +105,7 @@ class Metrics(pl.Callback):
         if device.type == "cuda":
             values["memory/cuda_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         values |= {f"events/{name}": float(count) for name, count in events.counts(trainer).items()}
+        values |= getattr(getattr(trainer, "datamodule", None), "metrics", dict)()
         self._reset()
         shown = {name: values[name] for name in ("train/loss", "speed/samples_per_s") if name in values}
         module.log_dict(shown, prog_bar=True, logger=False, sync_dist=False)

@@ -26,7 +26,7 @@ class EvaluatedModule(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, dataloader_idx: int, stage: str) -> None:
         meter = self.meters.setdefault(self._loader_name(dataloader_idx, stage), Meter())
-        for name, score in self.root(batch).items():
+        for name, score in self.root(batch, self.root.reading(batch.source)).items():
             meter.add(f"{name}/loss", score.sum, score.count)
             for stat, (total, count) in score.stats.items():
                 meter.add(f"{name}/{stat}", total, count)

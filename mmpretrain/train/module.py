@@ -30,8 +30,11 @@ from mmpretrain.train.pretraining import Pretraining, materialise
 from mmpretrain.train.rollback import RollBack
 from mmpretrain.train.schedule import Schedule, StepScheduler
 from mmpretrain.train.step import PLANS, StepResult
+from mmpretrain.train.tasks import tasks
 from mmpretrain.train.trainer import EngineFlags, run_steps
 from mmpretrain.types import Batch, Preparer, Vocabulary
+
+DATA_FACTS = ("fingerprint", "batch_size", "seed", "steps_per_epoch", "position")  # alike on every rank
 
 
 class Pretrain(EvaluatedModule):
@@ -106,6 +109,11 @@ class Pretrain(EvaluatedModule):
         return {name: preparer for name, preparer in found.items() if preparer is not None}
 
     @property
+    def objective_sources(self) -> dict[str, tuple[str, ...] | None]:
+        """The sources of a mixture that each objective reads; None: all."""
+        return {name: objective.sources for name, objective in self.root.objectives.items()}
+
+    @property
     def engine(self) -> EngineFlags:
         """Clipping and accumulation: the trainer's flags, or ``self.flags`` under a plain Lightning Trainer."""
         return getattr(self._trainer, "engine", self.flags) if self._trainer is not None else self.flags
@@ -121,7 +129,7 @@ class Pretrain(EvaluatedModule):
             self.vocabulary = getattr(datamodule, "vocabulary", None)
         if stage == "fit":
             facts = {"trainer.accumulate_grad_batches": self.engine.accumulate, "model.seed": self.seed}
-            facts |= {f"data.{name}": getattr(datamodule, name, None) for name in ("fingerprint", "batch_size", "seed", "steps_per_epoch")}
+            facts |= {f"data.{name}": getattr(datamodule, name, None) for name in DATA_FACTS}
             distributed.agree(facts)
 
     def configure_model(self) -> None:
@@ -176,20 +184,9 @@ class Pretrain(EvaluatedModule):
 
     # ------------------------------------------------------------------ the step
 
-    def tasks(self, step: int) -> list[str]:
-        """The objectives of optimiser step ``step``: a pure function of (seed, step)."""
-        if self.task_schedule == "all":
-            return list(self.root.objectives)
-        read = {view.after for view in self.root.views.values()}
-        names = [name for name in self.root.views if name not in read]
-        weights = torch.tensor([float((self.task_weights or {}).get(name, 1.0)) for name in names], dtype=torch.float64)
-        point = (key_of(self.seed, step, stream("train/task")) & ((1 << 53) - 1)) / (1 << 53) * weights.sum()
-        drawn: str | None = names[min(int(torch.searchsorted(weights.cumsum(0), point, right=True)), len(names) - 1)]
-        chosen: list[str] = []
-        while drawn is not None:
-            chosen = [*self.root.views[drawn].names, *chosen]
-            drawn = self.root.views[drawn].after
-        return chosen
+    def tasks(self, step: int, source: str = "") -> list[str]:
+        """The objectives of optimiser step ``step`` on a batch of ``source``: a pure function of (seed, step, source)."""
+        return tasks(self.root, step, source, self.seed, self.task_schedule, self.task_weights)
 
     def seed_step(self, step: int) -> None:
         """Random numbers of a step depend on (seed, step, rank) alone, so that a resumed run draws what an unbroken one would."""
@@ -221,7 +218,7 @@ class Pretrain(EvaluatedModule):
         optimizer = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         self._batches = batches
-        self._result = PLANS[self.backward_plan](self.root, batches, self.tasks(step), self._backward, self.reduction)
+        self._result = PLANS[self.backward_plan](self.root, batches, self.tasks(step, batches[0].source), self._backward, self.reduction)
         optimizer.step()  # on_before_optimizer_step guards and clips
         if self.guard.wants_rollback:
             self.guard.wants_rollback = False

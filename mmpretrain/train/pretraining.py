@@ -76,8 +76,7 @@ class Pretraining(nn.Module):
             raise ValueError("model.objectives is empty: name at least one objective")
         for name, objective in objectives.items():
             objective.name = name
-            if objective.sources is not None:
-                raise ValueError(f"objective {name!r}: sources={objective.sources} needs a mixture of data sources; batches have one")
+            objective.sources = None if objective.sources is None else tuple(objective.sources)
         self.model: Any = model  # with spec and blocks()
         self.objectives = cast(Mapping[str, Objective], nn.ModuleDict(objectives))
         self.views = group_views(objectives)
@@ -114,22 +113,27 @@ class Pretraining(nn.Module):
                     link = self.views[link].after
         return tuple(v._replace(names=tuple(n for n in v.names if n in chosen)) for v in self.views.values() if v.name in needed)
 
+    def reading(self, source: str) -> list[str]:
+        """The objectives that read batches of ``source``, in order; all read one without a name."""
+        return [name for name, one in self.objectives.items() if not source or one.sources is None or source in one.sources]
+
     @property
     def chained(self) -> bool:
         """True where the corruption of some view reads the output of another, so that counts need a forward."""
         return any(view.after is not None for view in self.views.values())
 
     def corrupt(self, batch: Batch, names: Iterable[str] | None = None) -> dict[str, Batch]:
-        """The corrupted batch of every view (without gradients). All objectives of a view corrupt it, in order, whether drawn or not,
-        so that leaving out the loss of one does not change the input of another."""
+        """The corrupted batch of every view (without gradients). All objectives of a view that read the source of the batch corrupt it, in
+        order, whether drawn or not, so that leaving out the loss of one does not change the input of another."""
         views: dict[str, Batch] = {}
         outputs: dict[str, Any] = {}
         order = self.order(names)
         read = {view.after for view in order if view.after is not None}
+        reading = set(self.reading(batch.source))
         with torch.no_grad():
             for view in order:
                 corrupted = batch
-                for name in self.views[view.name].names:
+                for name in (name for name in self.views[view.name].names if name in reading):
                     corrupted = self.objectives[name].corrupt(corrupted, outputs)
                 views[view.name] = corrupted
                 if view.name in read:
@@ -142,9 +146,7 @@ class Pretraining(nn.Module):
             pairs = ((name, views[view.name]) for view in self.order(names) for name in view.names)
             return {name: torch.as_tensor(self.objectives[name].count(batch)).float() for name, batch in pairs}
 
-    def forward(
-        self, batch: Any, names: Sequence[str] | None = None, mode: str = "scores"
-    ) -> Any:
+    def forward(self, batch: Any, names: Sequence[str] | None = None, mode: str = "scores") -> Any:
         """One pass over a micro-batch.
 
         Args:

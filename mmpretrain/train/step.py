@@ -103,7 +103,9 @@ def cached(
     """
     held = [name for name in names if can_cache(root.objectives[name])]
     if not held:
-        raise ValueError("backward='cached' needs a contrastive objective; use backward='plain'")
+        if not any(can_cache(one) for one in root.objectives.values()):
+            raise ValueError("backward='cached' needs a contrastive objective; use backward='plain'")
+        return plain(root, batches, names, backward, reduction)  # a step whose source or task has none
     views = [corrupted(root, batch, names) for batch in batches]
     factors = loss_factors(root, views, names, reduction)
     states, parts = [], []

@@ -9,6 +9,7 @@ import torch
 from train.fakes import VOCABULARY, FakeMatch, FakeMLM, FakeModel, States, sample_batch
 
 from mmpretrain.train.pretraining import Pretraining, assert_tied, group_views, materialise, ties
+from mmpretrain.train.tasks import tasks
 from mmpretrain.types import Batch
 
 
@@ -76,7 +77,6 @@ def test_a_view_may_read_an_earlier_one() -> None:
     [
         ({"a": FakeMatch(view="x", after="y")}, "not the view of an earlier objective"),
         ({"m": FakeMatch(), "a": FakeMatch(view="x"), "b": FakeMatch(view="x", after="main")}, "differ in kind or after"),
-        ({"a": FakeMatch(sources=("web",))}, "sources"),
         ({}, "at least one objective"),
     ],
 )
@@ -84,6 +84,26 @@ def test_impossible_recipes_are_refused(objectives: dict[str, Any], message: str
     with pytest.raises(ValueError, match=message):
         Pretraining(FakeModel(), objectives)
     assert group_views({"a": FakeMatch()})["main"].names == ("a",)
+
+
+def test_objectives_read_their_sources_alone() -> None:
+    module = root(mlm=FakeMLM(), match=FakeMatch(sources=["web"]), late=FakeMatch(view="second", sources=("books",)))
+    assert module.reading("web") == ["mlm", "match"] and module.reading("books") == ["mlm", "late"]
+    assert module.reading("") == ["mlm", "match", "late"]
+    batch = sample_batch([0, 1])._replace(source="books")
+    assert list(module(batch, module.reading("books"))) == ["mlm", "late"]
+    for step in range(20):
+        assert tasks(module, step, "web", 0, "sample", None) == ["mlm", "match"]
+        assert tasks(module, step, "books", 0, "sample", None) in (["mlm"], ["late"])
+    drawn = {tuple(tasks(module, step, "books", 0, "sample", {"second": 3.0})) for step in range(40)}
+    assert drawn == {("mlm",), ("late",)} and tasks(module, 0, "web", 0, "all", None) == ["mlm", "match"]
+
+
+def test_what_does_not_read_a_source_does_not_corrupt_its_batches() -> None:
+    module = root(mlm=FakeMLM(sources=("web",)), match=FakeMatch())
+    batch = sample_batch([0, 1, 2])
+    assert torch.equal(module.corrupt(batch._replace(source="books"))["main"].text.ids_BT, batch.text.ids_BT)
+    assert not torch.equal(module.corrupt(batch._replace(source="web"))["main"].text.ids_BT, batch.text.ids_BT)
 
 
 def test_ties_are_found_and_asserted() -> None:
