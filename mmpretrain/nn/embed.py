@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -91,6 +92,19 @@ def bilinear(height: int, width: int, grid: int) -> tuple[np.ndarray, np.ndarray
     return np.stack(rows, -1).reshape(-1, 4), np.stack(weights, -1).reshape(-1, 4)
 
 
+def sincos(grid: int, width: int) -> Tensor:
+    """Sines and cosines of the row and of the column of each cell of a (grid, grid) table, float32 (grid * grid, width).
+
+    Wave lengths run from 4 cells to 4 grids, so that neighbours are alike and opposite ends are not.
+    """
+    waves = torch.logspace(0, 1, width // 4, base=float(grid)) * 4
+    angles_GF = torch.arange(grid, dtype=torch.float32)[:, None] * (2 * math.pi / waves)
+    axis_GF = torch.cat([angles_GF.sin(), angles_GF.cos()], dim=1)
+    rows = axis_GF[:, None].expand(-1, grid, -1)
+    columns = axis_GF[None, :].expand(grid, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
 class PatchEmbedder(nn.Module):
     """Linear projection of patches, a class token, and a learned position grid interpolated to the size of each image.
 
@@ -105,6 +119,11 @@ class PatchEmbedder(nn.Module):
         bias: of the projection.
         init: of the projection.
         std: of the class token and the positions.
+        position_init: ``trunc_normal``, or ``sincos``: the learned table starts as sines and cosines of row and column with this ``std``, so
+            that neighbouring patches are alike from the first step on (a narrow model learns shapes much sooner).
+
+    Raises:
+        ValueError: an unknown ``position_init``, or a width that sines and cosines of two axes do not divide by 4.
     """
 
     def __init__(
@@ -117,9 +136,15 @@ class PatchEmbedder(nn.Module):
         bias: bool = True,
         init: str = "trunc_normal",
         std: float = 0.02,
+        position_init: str = "trunc_normal",
     ) -> None:
         super().__init__()
+        if position_init not in ("trunc_normal", "sincos"):
+            raise ValueError(f"position_init={position_init!r}; choose trunc_normal or sincos")
+        if position_init == "sincos" and width % 4:
+            raise ValueError(f"position_init=sincos needs a width that is a multiple of 4, got {width}")
         self.width, self.patch_size, self.grid, self.patch_limit, self.std = width, patch_size, grid, patch_limit, std
+        self.position_init = position_init
         self.projection = Conv2d(3, width, patch_size, stride=patch_size, bias=bias, init=Init(init))
         self.class_token = nn.Parameter(torch.empty(1, width))
         self.class_position = nn.Parameter(torch.empty(1, width))
@@ -128,9 +153,12 @@ class PatchEmbedder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Class token, its position and the position grid: N(0, std), cut at 2."""
+        """Class token, its position and the position grid: N(0, std), cut at 2; or the grid as ``position_init`` says."""
         for parameter in (self.class_token, self.class_position, self.positions):
             fill(parameter, Init("trunc_normal", self.std))
+        if self.position_init == "sincos":
+            with torch.no_grad():
+                self.positions.copy_(sincos(self.grid, self.width) * (self.std * 2**0.5))
 
     def grids(self, image: Pixels) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of patches of each image.

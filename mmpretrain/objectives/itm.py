@@ -48,11 +48,12 @@ class ITMPreparer(NamedTuple):
 
     kinds: tuple[str, ...]
     weights: tuple[float, ...]
+    both: bool = False  # every sample draws a negative beside itself, no coin
 
     @property
     def shared_by(self) -> int:
         """Neighbouring positions that share a draw; the data module warns of micro-batches that part them."""
-        return 2 if self.kinds else 1
+        return 2 if self.kinds and not self.both else 1
 
     def prepare(self, example: Example, draw: Draw) -> Swap:
         """Draw what replaces a part of this example. A sample that is known to be false stays as it is and is a negative; a statement
@@ -61,7 +62,7 @@ class ITMPreparer(NamedTuple):
             return Swap(KINDS.index("label"))
         if "statement_index" in example.meta:
             return Swap(0)
-        if not self.kinds or draw.generator("itm", shared_by=2).integers(2) == draw.position % 2:
+        if not self.kinds or (not self.both and draw.generator("itm", shared_by=2).integers(2) == draw.position % 2):
             return Swap(0)
         generator = draw.generator("itm/negative")
         kind = self.kinds[int(generator.choice(len(self.kinds), p=self.weights))]
@@ -140,6 +141,8 @@ class ITM(Objective):
             ``edit``: a minimal edit of the caption (``meta["edits"]``), or another caption where there is none.
             Empty: only the labels of the data. None: ``{"image": 1.0}``.
         head_std: of the head's normal initialisation; as for ViLT's pooler, a narrow model wants about 1 / sqrt(width).
+        both: every sample takes part twice, as it is and with its negative (ALBEF, arXiv 2107.07651, pairs each sample with negatives too):
+            twice the forward, and true and false differ in the replaced part alone. Wants a view of its own, WPA aside.
         weight, view, after, sources: see ``Objective``. The view is its own by default, so that masked text is not matched.
 
     A sample whose text is known to be false (``matched=False``) is always a negative, unchanged, and labelled statements are never given
@@ -153,6 +156,7 @@ class ITM(Objective):
         self,
         negatives: dict[str, float] | None = None,
         head_std: float = 0.02,
+        both: bool = False,
         *,
         weight: float = 1.0,
         view: str = "itm",
@@ -168,12 +172,12 @@ class ITM(Objective):
             raise ValueError(f"ITM: the weights of negatives must not be negative and not all zero, got {negatives}")
         total = sum(negatives.values())
         self.negatives = {kind: value / total for kind, value in negatives.items() if value > 0}
-        self.head_std = head_std
+        self.head_std, self.both = head_std, both
         self.head: MatchHead | None = None
         self.pad = 0
 
     def preparer(self) -> ITMPreparer:
-        return ITMPreparer(tuple(self.negatives), tuple(self.negatives.values()))
+        return ITMPreparer(tuple(self.negatives), tuple(self.negatives.values()), self.both)
 
     def bind(self, spec: Spec, vocabulary: Vocabulary | None) -> None:
         """Build the head once."""
@@ -185,10 +189,13 @@ class ITM(Objective):
             self.head = MatchHead(spec.width, self.head_std)
 
     def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
-        """Put the drawn images and texts into the batch and set ``matched_B``."""
+        """Put the drawn images and texts into the batch, or into copies of their samples behind it (``both``), and set ``matched_B``."""
         swaps = batch.targets.get(self.name)
         if not isinstance(swaps, Swaps):
             raise ValueError(f"{self.name}: the batch has no negatives; its preparer must run in the loader under the name {self.name!r}")
+        if self.both:
+            batch, swaps = _beside(batch, swaps)
+            batch = batch._replace(targets={**batch.targets, self.name: swaps})
         text, image = batch.text, batch.image
         if swaps.texts is not None:
             text = replace_texts(text, swaps.text_rows, swaps.texts, self.pad)
@@ -229,6 +236,30 @@ class ITM(Objective):
                     of_kind_B = (swaps.kinds_B == code).float()
                     stats[f"accuracy_{kind}"] = ((right_B * of_kind_B).sum(), of_kind_B.sum())
         return Score(total, count, stats)
+
+
+def _beside(batch: Batch, swaps: Swaps) -> tuple[Batch, Swaps]:
+    """Copies of the samples that have a negative, behind the batch, and the swaps moved to the copies."""
+    replaced = sorted({*swaps.image_rows, *swaps.text_rows})
+    place = {row: batch.size + i for i, row in enumerate(replaced)}
+    order = (*range(batch.size), *replaced)
+    index_R = _rows(order, batch.draw_keys_B.device)
+    text, image = batch.text, batch.image
+    if text is not None:
+        fields = (None if x is None else x.index_select(0, index_R) for x in (text.ids_BT, text.words_BT, text.segments_BT))
+        ids_RT, words_RT, segments_RT = fields
+        assert ids_RT is not None
+        text = Text(ids_RT, tuple(text.lengths[row] for row in order), words_RT, segments_RT)
+    if image is not None:
+        sizes = tuple(image.sizes[row] for row in order)
+        image = image._replace(pixels_BCHW=image.pixels_BCHW.index_select(0, index_R), sizes=sizes)
+    kinds_B = swaps.kinds_B.index_select(0, index_R)
+    kinds_B[_rows(tuple(replaced), kinds_B.device)] = 0  # the samples themselves match
+    doubled = batch._replace(
+        keys=tuple(batch.keys[row] for row in order), draw_keys_B=batch.draw_keys_B.index_select(0, index_R), text=text, image=image
+    )
+    rows = (tuple(place[row] for row in of) for of in (swaps.image_rows, swaps.text_rows))
+    return doubled, swaps._replace(kinds_B=kinds_B, image_rows=next(rows), text_rows=next(rows))
 
 
 def _rows(rows: tuple[int, ...], device: torch.device) -> Tensor:

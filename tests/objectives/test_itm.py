@@ -183,3 +183,27 @@ def test_clear_errors():
         with pytest.raises(ValueError, match="draws gave no"):
             for position in (2, 3):
                 ITM({kind: 1.0}).preparer().prepare(example(3), Same(position, N))
+
+
+@pytest.mark.parametrize("negatives", [{"image": 1.0}, {"text": 1.0}, {"image": 1.0, "text": 1.0, "edit": 1.0}])
+def test_both_puts_every_negative_beside_its_sample(negatives):
+    meta = {"caption_index": 0, "edits": [[{"text": "an edit", "kind": "x"}]]}
+    examples = [example(i, matched=i % 5 > 0, **meta) for i in range(20)]
+    objective = bound(negatives=negatives, both=True)
+    swaps, batch, out = corrupted(objective, examples)
+    replaced = [i for i in range(20) if i % 5]
+    assert out.keys == (*batch.keys, *(batch.keys[i] for i in replaced))
+    assert out.matched_B.tolist() == [i % 5 > 0 for i in range(20)] + [False] * len(replaced)
+    assert torch.equal(out.draw_keys_B[20:], batch.draw_keys_B[replaced])
+    assert torch.equal(out.image.pixels_BCHW[:20], batch.image.pixels_BCHW) and out.text.lengths[:20] == batch.text.lengths
+    for place, i in enumerate(replaced, 20):
+        swap, ids = swaps[i], tuple(out.text.ids_BT[place, : out.text.lengths[place]].tolist())
+        assert ids == (swap.text or examples[i].text).ids
+        height, width = out.image.sizes[place]
+        pixels = out.image.pixels_BCHW[place, :, :height, :width]
+        assert torch.equal(pixels, examples[i].image if swap.image is None else swap.image)
+    assert objective.count(out).item() == out.size
+    torch.manual_seed(1)
+    score = objective(fused(out.text.lengths, (3,) * out.size), out)
+    assert score.stats["accuracy"][1] == out.size and score.stats["accuracy_matched"][1] == len(replaced)
+    assert sum(int(score.stats[f"accuracy_{kind}"][1]) for kind in negatives) == len(replaced)
