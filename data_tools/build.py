@@ -1,0 +1,236 @@
+"""``mmpretrain data build FORMAT``: shards from the files that people have.
+
+First the annotations are read into a list of records on disk, then processes write the shards from it, each appearing whole. All happens
+in ``.NAME.building`` beside the target, which is renamed at the end: the target is complete or not there. The same command after a kill
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmpretrain.data.cache import locked, write_atomic
+from mmpretrain.data.errors import DataError
+from mmpretrain.data_tools import build_spool, engine
+from mmpretrain.data_tools.build_pictures import CHECKS
+from mmpretrain.data_tools.build_records import Skip
+from mmpretrain.data_tools.build_shards import chunks, whole, write
+from mmpretrain.data_tools.common import megabytes, table
+from mmpretrain.data_tools.formats import FORMATS
+from mmpretrain.data_tools.shards import SHARD_SIZE, write_manifest
+
+VERSION = 1  # of what stands in the shards: raise it when records or shards change for the same source
+_COMMON = ("out", "workers", "engine", "quiet", "max_missing")  # options that change nothing of the bytes
+_SHOWN = 3  # names of left-out records for each reason
+
+
+def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> int:
+    """Run the command; returns 0, or 1 where more was left out than ``--max-missing`` allows.
+
+    Raises:
+        DataError: annotations that are not of the format, two samples of one name, no sample at all.
+        OSError: a file that does not exist or cannot be written.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = parser_class(prog="mmpretrain data build", description="Shards from a known format.", formatter_class=raw, epilog=_list())
+    parser.add_argument("format", metavar="FORMAT", choices=tuple(FORMATS), help="one of those below; each has its own --help")
+    name = parser.parse_args(args[:1] or ["--help"]).format
+    format = importlib.import_module(f"mmpretrain.data_tools.formats.{FORMATS[name][0]}")
+    parser = parser_class(prog=f"mmpretrain data build {name}", description=FORMATS[name][1])
+    format.add_options(parser.add_argument_group("source"))
+    _add_common(parser, getattr(format, "MAX_MISSING", "0"))
+    options = parser.parse_args(args[1:])
+    made = build(name, format.records, options)
+    _show(made, options.out)
+    return _verdict(made, options)
+
+
+def _list() -> str:
+    return "formats:\n" + "\n".join(f"  {name:<14} {what}" for name, (_, what) in FORMATS.items())
+
+
+def _add_common(parser: argparse.ArgumentParser, max_missing: str) -> None:
+    group = parser.add_argument_group("shards")
+    group.add_argument("--out", type=Path, required=True, help="new folder for NNNNN.tar, their indexes and manifest.json")
+    group.add_argument("--shard-size", type=int, default=SHARD_SIZE, help=f"samples in one shard (default {SHARD_SIZE})")
+    group.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle the samples over all shards (default: the order of the source)")
+    group.add_argument("--limit", type=int, help="the first so many records only, to try a command")
+    group.add_argument("--check", choices=CHECKS, default="full", help="of pictures: decode them (default), read their headers, or neither")
+    group.add_argument(
+        "--max-missing",
+        type=amount,
+        default=amount(max_missing),
+        metavar="N|N%",
+        help=f"exit code 1 where more is left out: a number of records, or a share in percent (default {max_missing.replace('%', '%%')})",
+    )
+    engine.add_options(group)  # type: ignore[arg-type]
+
+
+def amount(text: str) -> tuple[float, bool]:
+    """``12`` -> (12, False), ``1.5%`` -> (1.5, True)."""
+    number = float(text.removesuffix("%"))
+    if number < 0:
+        raise ValueError(text)
+    return number, text.endswith("%")
+
+
+def build(name: str, records: Callable[[argparse.Namespace], Iterator[Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Write the folder ``options.out``; returns what was made: counts, and what was left out by reason.
+
+    Raises:
+        DataError, OSError: see :func:`main`. What was finished is kept and found by the next call.
+    """
+    out = options.out
+    if options.shard_size < 1:
+        raise DataError(f"--shard-size {options.shard_size}: at least one sample must fit")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is not an empty folder: choose another --out or remove it")
+    folder = out.absolute().parent / f".{out.name}.building"
+    with locked(str(folder)):
+        request = {"version": VERSION, "format": name, **_request(options)}
+        head = build_spool.kept(folder, request)
+        if head is None:
+            head = _spool(folder, request, records, options)
+        made = _finish(folder, name, request, _shards(folder, head, options), options.out.name)
+        if out.exists():
+            out.rmdir()
+        os.replace(folder, out)
+    return made
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    """What the list of records depends on: the options, and the sizes and times of the files that they name."""
+    chosen = {name: value for name, value in vars(options).items() if name not in (*_COMMON, "check", "shard_size")}
+    paths = [path for value in chosen.values() for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
+    stamps = [engine.stamp(path) for path in paths if path.is_file()]
+    return {"options": json.loads(json.dumps(chosen, default=str)), "files": stamps}
+
+
+def _spool(folder: Path, request: Any, records: Callable[..., Iterator[Any]], options: argparse.Namespace) -> dict[str, Any]:
+    if folder.exists():
+        print(f"mmpretrain: an unfinished build of {options.out} had other options or sources; beginning anew", file=sys.stderr)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    try:
+        with _counting(not options.quiet) as report:
+            head = build_spool.fill(folder, request, _readable(records(options)), options.shuffle, options.limit, report)
+        if not head["records"]:
+            raise DataError(f"no sample in the source{_first_reason(folder)}")
+    except (ValueError, OSError):
+        shutil.rmtree(folder)
+        raise
+    return head
+
+
+def _readable(records: Iterator[Any]) -> Iterator[Any]:
+    """The same records; what a format stumbles over in its source becomes one line."""
+    number = 0
+    try:
+        for record in records:
+            yield record
+            number += 1
+    except KeyError as error:
+        raise DataError(f"the annotations have no field {error} where this format has one (after {number} records)") from error
+    except (TypeError, AttributeError, IndexError) as error:
+        raise DataError(f"the annotations are not of this format (after {number} records: {type(error).__name__}: {error})") from error
+
+
+def _first_reason(folder: Path) -> str:
+    with open(folder / "skipped.jsonl", encoding="utf-8") as file:
+        found = json.loads(file.readline() or "{}")
+    return f"; the first was left out: {found['name']}: {found['reason']} {found.get('detail', '')}".rstrip() if found else ""
+
+
+@contextlib.contextmanager
+def _counting(wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A line with the number of records while the annotations are read."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda count: None
+        return
+    with console.status("reading annotations") as status:
+        yield lambda count: status.update(f"reading annotations: {count} records")
+
+
+def _shards(folder: Path, head: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
+    ranges = list(chunks(head["records"], options.shard_size))
+    width = max(5, len(str(len(ranges) - 1)))
+    common = {"spool": str(folder), "sha256": head["sha256"], "check": options.check}
+    works = {
+        f"{number:0{width}d}.tar": {**common, "start": start, "stop": stop, "out": str(folder / f"{number:0{width}d}.tar")}
+        for number, (start, stop) in enumerate(ranges)
+    }
+    found = engine.run(
+        write,
+        works,
+        title=f"shards of {options.out.name}",
+        state=folder / "state",
+        valid=lambda name, result: whole(works[name], result),
+        **engine.options_of(options),
+    )
+    return list(found.values())
+
+
+def _finish(folder: Path, name: str, request: dict[str, Any], results: list[dict[str, Any]], title: str) -> dict[str, Any]:
+    """Write manifest and list of what was left out; remove what only the build needed."""
+    reasons: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    lines = []
+    with open(folder / "skipped.jsonl", encoding="utf-8") as file:
+        early = [Skip(**json.loads(line)) for line in file]
+    for skip in early + [Skip(*found) for result in results for found in result["skipped"]]:
+        reasons[skip.reason] += 1
+        examples.setdefault(skip.reason, []).append(skip.name)
+        lines.append(build_spool.line_of(skip))
+    written = [result for result in results if result["samples"]]
+    if not written:
+        first = lines[0].decode().strip() if lines else ""
+        shutil.rmtree(folder)
+        raise DataError(f"no record became a sample; the first: {first}")
+    if lines:
+        write_atomic(folder / "skipped.jsonl", b"".join(lines))
+    else:
+        (folder / "skipped.jsonl").unlink()
+    totals = {what: sum(result[what] for result in written) for what in ("captions", "pictures", "resized")}
+    skipped = {reason: {"count": count, "first": examples[reason][:_SHOWN]} for reason, count in reasons.most_common()}
+    made = {"tool": "build", "version": VERSION, "format": name, "options": request["options"], **totals, "skipped": skipped}
+    shards = [{what: result[what] for what in ("file", "samples", "bytes", "sha256")} for result in written]
+    write_manifest(folder, shards, made, title)
+    shutil.rmtree(folder / "state")
+    for left in ("records.jsonl", "order.npy", "head.json"):
+        (folder / left).unlink()
+    return {**made, "samples": sum(one["samples"] for one in shards), "bytes": sum(one["bytes"] for one in shards), "shards": len(shards)}
+
+
+def _show(made: dict[str, Any], out: Path) -> None:
+    rows: list[tuple[str, object, str]] = [(what, made[what], "") for what in ("samples", "captions", "pictures", "shards")]
+    rows.append(("size", megabytes(made["bytes"]), ""))
+    for reason, found in made["skipped"].items():
+        rows.append((f"left out: {reason}", found["count"], ", ".join(found["first"]) + (", ..." if found["count"] > _SHOWN else "")))
+    if made["resized"]:
+        rows.append(("not of the annotated size", made["resized"], "boxes may not fit: are these the right pictures?"))
+    table(str(out), ("", "number", ""), rows, numbers=False)
+
+
+def _verdict(made: dict[str, Any], options: argparse.Namespace) -> int:
+    number, percent = options.max_missing
+    lost = sum(found["count"] for found in made["skipped"].values())
+    allowed = number / 100 * (lost + made["samples"]) if percent else number
+    if lost <= allowed:
+        return 0
+    asked = f"{number:g}{'%' if percent else ''}"
+    said = f"{lost} records were left out, more than --max-missing {asked}; they are named in {options.out}/skipped.jsonl"
+    print(f"mmpretrain data build: {said}", file=sys.stderr)
+    return 1
