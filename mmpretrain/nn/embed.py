@@ -119,8 +119,8 @@ class PatchEmbedder(nn.Module):
         bias: of the projection.
         init: of the projection.
         std: of the class token and the positions.
-        position_init: ``trunc_normal``, or ``sincos``: the learned table starts as sines and cosines of row and column with this ``std``, so
-            that neighbouring patches are alike from the first step on (a narrow model learns shapes much sooner).
+        position_init: ``trunc_normal``, or ``sincos``: the learned table starts as sines and cosines of row and column with this ``std``,
+            so that neighbouring patches are alike from the first step on.
 
     Raises:
         ValueError: an unknown ``position_init``, or a width that sines and cosines of two axes do not divide by 4.

@@ -128,3 +128,15 @@ def test_text_too_long_or_empty_is_named() -> None:
         embedder(Text(torch.zeros(1, 5, dtype=torch.int64), (5,)))
     with pytest.raises(ValueError, match="at least one token"):
         embedder(Text(torch.zeros(2, 3, dtype=torch.int64), (3, 0)))
+
+
+def test_positions_may_start_as_sines_and_cosines() -> None:
+    embedder = PatchEmbedder(32, 8, 4, std=0.3, position_init="sincos")
+    table = embedder.positions.detach()
+    assert table.shape == (16, 32) and table.square().mean().sqrt().item() == pytest.approx(0.3, rel=1e-5)
+    alike = (table @ table.T).view(4, 4, 4, 4)
+    assert alike[0, 0, 0, 0] > alike[0, 0, 0, 1] > alike[0, 0, 0, 2] and alike[0, 0, 0, 1] == pytest.approx(alike[0, 0, 1, 0].item())
+    assert embedder.positions.requires_grad
+    for width, kind in ((30, "sincos"), (32, "sinus")):
+        with pytest.raises(ValueError, match="position_init"):
+            PatchEmbedder(width, 8, 4, position_init=kind)
