@@ -41,20 +41,46 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
+def locked(name: str, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of ``name`` among the processes of this machine.
 
     Without a writable cache folder or without flock there is no lock: writes are atomic anyway.
+
+    Args:
+        wait: until it is free; otherwise the value is False where another process has it.
     """
     folder = cache_root() / "locks"
     try:
-        import fcntl
-
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / hashlib.sha256(name.encode()).hexdigest()[:24], "wb")
-    except (OSError, ImportError):
-        yield
+    except OSError:
+        yield True
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        held = flock(file.fileno(), wait=wait)
+        try:
+            yield held
+        finally:
+            if held:
+                unlock(file.fileno())
+
+
+def flock(file: int, shared: bool = False, wait: bool = True) -> bool:
+    """Lock an open file; False where another one holds it and ``wait`` is False. True, without a lock, where there are none."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (OSError, ImportError):
+        return True
+    return True
+
+
+def unlock(file: int) -> None:
+    """Give up the lock of an open file, also where a forked process has it open too."""
+    with contextlib.suppress(OSError, ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)

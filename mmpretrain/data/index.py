@@ -247,7 +247,8 @@ def parse(path: Path, target: Path) -> tuple[list[int], ShardIndex]:
     arrays = map_npz(target)
     head: dict[str, Any] = json.loads(bytes(arrays["head"]).decode("utf-8"))
     fields: list[Any] = [path, *(arrays[name] for name in _ARRAYS), tuple(head["extensions"]), head["tar_size"], head["digest"]]
-    return head["stamp"], ShardIndex(*fields, head["ignored"], tuple(head["problems"]), head["bad"])
+    fields += [head["ignored"], tuple(head["problems"]), head["bad"]]
+    return head["stamp"], ShardIndex(*fields)
 
 
 def open_index(path: Path) -> ShardIndex:

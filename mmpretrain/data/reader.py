@@ -1,4 +1,7 @@
-"""Random access to the samples of many shards: one ``pread`` per sample, checksums verified, safe in forked and spawned workers."""
+"""Random access to the samples of many shards: one ``pread`` per sample, checksums verified, safe in forked and spawned workers.
+
+Of remote shards it reads copies in the cache, or ranges; see ``remote_store.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from mmpretrain.data import working
+from mmpretrain.data.cache import unlock
 from mmpretrain.data.decode import TEXTS, assemble, limit
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
+from mmpretrain.data.place import Remote
+from mmpretrain.data.remote_index import index_path as index_of
+from mmpretrain.data.remote_index import open_all, open_remote
+from mmpretrain.data.remote_store import Store
+from mmpretrain.data.retry import RemoteOptions
+from mmpretrain.data.sources import Shard
 from mmpretrain.types import Sample
 
 _OPEN_FILES = 128
@@ -24,24 +35,42 @@ class ShardReader:
     Args:
         paths: tar files, in the order that numbers the samples. Their indexes are made where they are missing.
         indexes: their indexes, if they are at hand.
+        remote: how those that lie elsewhere are read.
 
     Raises:
-        DataError: a damaged shard.
+        DataError: a damaged shard, or one that cannot be fetched.
     """
 
-    def __init__(self, paths: Sequence[Path | str], indexes: Sequence[ShardIndex] | None = None) -> None:
-        self.paths = tuple(Path(path) for path in paths)
-        self.indexes = list(indexes) if indexes is not None else open_indexes(self.paths)
+    def __init__(
+        self, paths: Sequence[Shard | str], indexes: Sequence[ShardIndex] | None = None, remote: RemoteOptions | None = None
+    ) -> None:
+        self.paths: tuple[Shard, ...] = tuple(path if isinstance(path, Remote) else Path(path) for path in paths)
+        self._store = Store(remote or RemoteOptions())
+        self._planned: list[Remote] = []
+        self._doubted: set[int] = set()  # shards whose copies were fetched again
+        self.indexes = list(indexes) if indexes is not None else self._open_indexes()
         self.ends = np.cumsum([len(index) for index in self.indexes])
         self._files: OrderedDict[int, int] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict:
-        return {"paths": self.paths}  # a spawned worker maps the indexes itself
+        return {"paths": self.paths, "remote": self._store.options}  # a spawned worker maps the indexes itself
 
     def __setstate__(self, state: dict) -> None:
-        paths = state["paths"]
-        ShardReader.__init__(self, paths, [load(path, index_path(path)) or open_index(path) for path in paths])
+        store = Store(state["remote"])
+        indexes = [
+            open_remote(path, store) if isinstance(path, Remote) else load(path, index_path(path)) or open_index(path)
+            for path in state["paths"]
+        ]
+        ShardReader.__init__(self, state["paths"], indexes, state["remote"])
+
+    def _open_indexes(self) -> list[ShardIndex]:
+        there = [path for path in self.paths if isinstance(path, Remote)]
+        if not there:
+            return open_indexes([path for path in self.paths if isinstance(path, Path)])
+        here = [path for path in self.paths if isinstance(path, Path)]
+        local, remote = iter(open_indexes(here) if here else ()), iter(open_all(there, self._store))
+        return [next(local) if isinstance(path, Path) else next(remote) for path in self.paths]
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -50,10 +79,25 @@ class ShardReader:
         self.close()
 
     def close(self) -> None:
-        """Close the files that this process opened."""
+        """Close the files that this process opened, and fetch nothing ahead any more."""
         if getattr(self, "_process", None) == os.getpid():
-            while self._files:
-                os.close(self._files.popitem()[1])
+            for shard in list(self._files):
+                self._shut(shard)
+            self._store.close()
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """What the next batches read: the shards of now and of soon, in the order of their use.
+
+        Remote ones are fetched in the background; copies of others are given free. Local shards need nothing. Cheap if nothing changed.
+        """
+        wanted = [path for shard in shards if isinstance(path := self.paths[shard], Remote)]
+        if wanted != self._planned:
+            self._planned = wanted
+            self._own_files()
+            for shard in [shard for shard in self._files if isinstance(path := self.paths[shard], Remote) and path not in wanted]:
+                self._shut(shard)
+        if wanted:
+            self._store.want(wanted)
 
     @property
     def fingerprint(self) -> str:
@@ -84,6 +128,7 @@ class ShardReader:
         Raises:
             BadSample: naming shard and key, where bytes differ from the index or texts break the rules.
         """
+        working.note(self.name(shard, sample))
         index = self.indexes[shard]
         wanted = index.members(sample)
         pictures = {name: None for name, *_ in wanted if name not in TEXTS} if not images else {}
@@ -109,11 +154,32 @@ class ShardReader:
         for name, offset, size, crc in wanted:
             members[name] = data[offset - start : offset - start + size]
             if zlib.crc32(members[name]) != crc:
-                raise BadSample(f"the bytes of {name} at offset {offset} changed since the shard was indexed; copy the shard again")
+                if self._doubt(shard):
+                    return self._members(shard, wanted)
+                raise BadSample(f"the bytes of {name} at offset {offset} changed since the shard was indexed; {self._remedy(shard)}")
         return members
 
+    def _remedy(self, shard: int) -> str:
+        path = self.paths[shard]
+        if isinstance(path, Remote):
+            return f"upload the shard and the index beside it again, and delete {index_of(path)}"
+        return "copy the shard again"
+
+    def _doubt(self, shard: int) -> bool:
+        """Whether a remote shard whose bytes do not fit its index is worth another look: once, since the copy may be damaged."""
+        path = self.paths[shard]
+        if not isinstance(path, Remote) or shard in self._doubted:
+            return False
+        self._doubted.add(shard)
+        if shard in self._files:
+            self._shut(shard)
+        return self._store.doubt(path)
+
     def _pread(self, shard: int, start: int, length: int) -> bytes:
-        file, pieces = self._file(shard), []
+        file, path, pieces = self._file(shard), self.paths[shard], []
+        if file is None:
+            assert isinstance(path, Remote)
+            return self._store.read(path, start, length)
         while length:
             piece = os.pread(file, length, start)
             if not piece:
@@ -122,16 +188,28 @@ class ShardReader:
             start, length = start + len(piece), length - len(piece)
         return b"".join(pieces) if len(pieces) != 1 else pieces[0]
 
-    def _file(self, shard: int) -> int:
+    def _own_files(self) -> None:
         if self._process != os.getpid():  # forked: descriptors of the parent are left alone
             self._files, self._process = OrderedDict(), os.getpid()
+
+    def _file(self, shard: int) -> int | None:
+        """A descriptor of a shard or of its copy; None: read ranges."""
+        self._own_files()
         if shard not in self._files:
-            file = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-            if os.fstat(file).st_size != self.indexes[shard].tar_size:
-                os.close(file)
-                raise DataError(f"{self.paths[shard]}: its size changed since it was indexed; do not change shards during a run")
+            path = self.paths[shard]
+            file = self._store.open(path) if isinstance(path, Remote) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if file is None:
+                return None
             self._files[shard] = file
+            if os.fstat(file).st_size != self.indexes[shard].tar_size:
+                self._shut(shard)
+                raise DataError(f"{path}: its size changed since it was indexed; do not change shards during a run")
             while len(self._files) > _OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
+                self._shut(next(iter(self._files)))
         self._files.move_to_end(shard)
         return self._files[shard]
+
+    def _shut(self, shard: int) -> None:
+        file = self._files.pop(shard)
+        unlock(file)  # of a copy in the cache
+        os.close(file)

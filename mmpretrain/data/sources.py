@@ -3,7 +3,8 @@
 A source is a folder (all ``*.tar`` in it), a tar file, a pattern with braces (``{00000..00012}``, ``{a,b}``), several of these joined by
 ``::``, or the name ``scenes``: the generated set, made at first use (``scenes:val``, ``scenes:compositional``, ... name its splits;
 ``scenes?n=20000&seed=1`` asks for another number of training samples or another seed).
-``~`` and ``${VARIABLE}`` are expanded. Nothing is ever run: ``pipe:`` and other schemes are refused.
+Files and folders (which end in ``/``) may lie at ``s3://``, ``gs://``, ``http://`` and ``https://`` addresses; ``-`` is standard input.
+``~`` and ``${VARIABLE}`` are expanded. Nothing is run: ``pipe:COMMAND`` needs its own flag, other schemes are refused.
 """
 
 from __future__ import annotations
@@ -15,17 +16,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.place import SCHEMES, Remote, shown
+from mmpretrain.data.redact import REMOVED, redact
+from mmpretrain.data.remote import listing, look_all
+from mmpretrain.data.retry import RemoteOptions
+from mmpretrain.data.stream import standard_input
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
-_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:(//)?")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _SCENES = re.compile(r"scenes($|:(?!:)|\?)")
+_JOIN = re.compile(r"::(?![^\[\]]*\])")  # not that of [::1]
 _MOST = 1_000_000  # shards of one pattern
+
+Shard = Path | Remote
 
 
 def expand(sources: str | Sequence[str], split: str = "train") -> tuple[Path, ...]:
-    """The tar files of ``sources``, in the order written; a folder's in the order of their names.
+    """The tar files of ``sources`` on this machine, in the order written; a folder's in the order of their names.
 
     Args:
         sources: one or several sources.
@@ -34,30 +43,79 @@ def expand(sources: str | Sequence[str], split: str = "train") -> tuple[Path, ..
     Raises:
         DataError: a path that does not exist, an unset variable, a scheme, or no source at all.
     """
+    found = [place for text in _parts(sources) for place in _expand_one(text, split)]
+    for place in found:
+        if isinstance(place, str):
+            kind = "commands are not run here" if place.startswith("pipe:") else "only local files are read here"
+            raise DataError(f"data: source {shown(place)!r} is refused: {kind}; copy the shards to a folder first")
+    _distinct(found)
+    return tuple(Path(place) for place in found)
+
+
+def shards(
+    sources: str | Sequence[str], split: str = "train", options: RemoteOptions | None = None, allow_pipe: bool = False
+) -> tuple[Shard, ...]:
+    """As :func:`expand`, with shards that lie elsewhere, as their servers describe them now, and standard input (``-``).
+
+    Args:
+        options: how they are reached.
+        allow_pipe: whether ``pipe:COMMAND`` is run.
+
+    Raises:
+        DataError: as :func:`expand`; a remote shard that cannot be found; ``pipe:`` without the flag.
+    """
+    options = options or RemoteOptions()
+    places: list[Path | str | Remote] = []
+    for text in _parts(sources):
+        for place in [standard_input(options)] if text == "-" else _expand_one(text, split):
+            if isinstance(place, str) and place.startswith("pipe:") and not allow_pipe:
+                raise DataError(f"data: source {shown(place)!r} is refused: it would run a command; data.allow_pipe=true allows it")
+            if isinstance(place, str) and place.endswith("/") and not place.startswith("pipe:"):
+                places += listing(place, options)
+            else:
+                places.append(place)
+    _distinct(places)
+    found = iter(look_all([place for place in places if isinstance(place, str)], options))
+    return tuple(next(found) if isinstance(place, str) else place for place in places)
+
+
+def _parts(sources: str | Sequence[str]) -> list[str]:
     listed = [sources] if isinstance(sources, str) else list(sources)
-    paths = [path for text in listed for one in str(text).split("::") for path in _expand_one(one.strip(), split)]
-    if not paths:
+    return [one.strip() for text in listed for one in _JOIN.split(str(text))]
+
+
+def _distinct(places: Sequence[Path | str | Remote]) -> None:
+    if not places:
         raise DataError("data: no source given; name a folder of .tar shards, a tar file, or 'scenes'")
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise DataError(f"data: {path} is named twice; a sample would be seen twice in an epoch")
-        seen.add(path.resolve())
-    return tuple(paths)
+    seen: set[str] = set()
+    for place in places:
+        name = str(place.resolve()) if isinstance(place, Path) else place.url if isinstance(place, Remote) else place
+        if name in seen:
+            raise DataError(f"data: {redact(str(place))} is named twice; a sample would be seen twice in an epoch")
+        seen.add(name)
 
 
-def _expand_one(text: str, split: str) -> list[Path]:
+def _expand_one(text: str, split: str) -> list[Path] | list[str]:
     if _SCENES.match(text):
         return _scenes(text.removeprefix("scenes").removeprefix(":"), split)
     if not text:
         raise DataError("data: an empty source; name a folder of .tar shards, a tar file, or 'scenes'")
     text = _VARIABLE.sub(_variable, text)
     if scheme := _SCHEME.match(text):
-        kind = "commands are never run" if scheme[0].startswith("pipe") else "only local files are read; download the shards first"
-        raise DataError(f"data: source {text!r} is refused: {kind}")
+        return _addresses(text, scheme[1].lower(), scheme[2] or "")
     if Path(text).expanduser().exists():  # before braces: a real name may hold them
         return _files(Path(text).expanduser(), text)
     return [file for name in braces(text) for file in _files(Path(name).expanduser(), text)]
+
+
+def _addresses(text: str, scheme: str, slashes: str) -> list[str]:
+    """The addresses or commands of a source that has a scheme."""
+    if REMOVED in text:
+        raise DataError(f"data: {shown(text)!r}: its credentials were removed when it was saved; write them again, best as ${{VARIABLE}}")
+    known = scheme == "pipe" or (slashes and scheme in SCHEMES)
+    if not known:
+        raise DataError(f"data: source {shown(text)!r} is refused: only local paths, {', '.join(SCHEMES)} addresses and '-' are read")
+    return [scheme + name[len(scheme) :] for name in braces(text)]
 
 
 def _variable(match: re.Match[str]) -> str:
@@ -101,7 +159,7 @@ def _scenes(text: str, split: str) -> list[Path]:
 
 
 def braces(text: str) -> Iterator[str]:
-    """``a{0..2}{x,y}`` -> a0x, a0y, a1x, ... Ranges keep their zeros."""
+    """``a{0..2}{x,y}`` -> a0x, a0y, a1x, ... Ranges keep their zeros; ``{x}`` is no pattern."""
     parts = _BRACES.split(text)
     choices: list[list[str]] = []
     for place, part in enumerate(parts):
@@ -113,5 +171,5 @@ def braces(text: str) -> Iterator[str]:
                 raise DataError(f"data: the range {{{part}}} in {text!r} is empty or too long")
             choices.append([str(n).zfill(len(span[1])) for n in range(first, last + 1)])
         else:
-            choices.append(part.split(","))
+            choices.append(part.split(",") if "," in part else ["{" + part + "}"])
     return ("".join(chosen) for chosen in itertools.product(*choices))

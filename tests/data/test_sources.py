@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmpretrain.data.errors import DataError
-from mmpretrain.data.sources import braces, expand
+from mmpretrain.data.sources import braces, expand, shards
 
 
 @pytest.fixture
@@ -39,15 +39,19 @@ def test_every_way_to_name_shards(folder, monkeypatch):
     (folder / "odd{1,2}.tar").touch()
     assert expand(str(folder / "odd{1,2}.tar")) == (folder / "odd{1,2}.tar",)
     assert list(braces("x{8..11}y")) == ["x8y", "x9y", "x10y", "x11y"]
+    assert list(braces("awk '{print}' {a,b}")) == ["awk '{print}' a", "awk '{print}' b"]
 
 
 @pytest.mark.parametrize(
     "source,message",
     [
-        ("pipe:touch canary", "commands are never run"),
-        ("PIPE:touch canary", "refused"),
-        ("s3://bucket/x.tar", "only local files are read"),
-        ("https://host/x.tar", "only local files are read"),
+        ("pipe:touch canary", r"source 'pipe:touch ...' is refused: commands are not run here"),
+        ("PIPE:touch canary", "commands are not run here"),
+        ("s3://bucket/x.tar", "only local files are read here; copy the shards to a folder first"),
+        ("https://me:hunter2@host/x.tar", r"source 'https://\*\*\*@host/x.tar' is refused: only local files are read here"),
+        ("ftp://host/x.tar", "only local paths, http, https, s3, s3a, gs, gcs addresses and '-' are read"),
+        ("s3:bucket/x.tar", "is refused"),
+        ("zip://x.tar", "is refused"),
         ("/nowhere/x.tar", "/nowhere/x.tar does not exist"),
         ("/nowhere/{0..3}.tar", r"/nowhere/0.tar does not exist \(from '/nowhere/{0\.\.3}.tar'\)"),
         ("${SURELY_UNSET}/x", "needs the environment variable SURELY_UNSET, which is not set"),
@@ -62,6 +66,24 @@ def test_what_cannot_be_read_is_one_clear_line(source, message, tmp_path, monkey
     with pytest.raises(DataError, match=message) as caught:
         expand(source)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault(16)
+@pytest.mark.parametrize("source", ["pipe:touch canary", "Pipe:touch canary", ["x.tar", "pipe:touch canary"], "x.tar::pipe:touch canary"])
+def test_commands_are_refused_without_their_flag(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(DataError, match=r"source 'pipe:touch \.\.\.' is refused: it would run a command; data.allow_pipe=true allows it"):
+        shards(source)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_shards_of_this_machine_need_no_server(folder):
+    assert shards(f"{folder}/b/00000.tar::{folder}/a") == expand(f"{folder}/b/00000.tar::{folder}/a")
+    with pytest.raises(DataError, match="is named twice"):
+        shards([str(folder / "a"), f"{folder}/b/../a/00001.tar"])
+    with pytest.raises(DataError, match=r"http://\[::1\]:9/x\.tar is named twice"):
+        shards("http://[::1]:9/x.tar::http://[::1]:9/x.tar")
 
 
 def test_empty_folders_and_repeated_shards_are_refused(folder):
