@@ -26,6 +26,8 @@ TOOLS: dict[str, Tool] = {
     "check": Tool("check", "the doctor of shards: find every damage, list what training must leave out"),
     "split": Tool("split", "parts of a set by hashes of keys or fields; what belongs together stays together"),
     "mix": Tool("mix", "one set from several, interleaved by weights"),
+    "filter": Tool("filter", "samples and captions by conditions, relevance, repetition, or a recipe; with an account"),
+    "regions": Tool("regions", "features, boxes, classes and attributes of regions; converters of older stores"),
 }
 
 HELP = """usage: mmpretrain data TOOL [options]

@@ -1,0 +1,248 @@
+"""``mmpretrain data regions --fit``: train the small extractor on labelled boxes, calibrate it, measure it on samples that it never saw."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import box_iou
+
+from mmpretrain.data.decode import decode_image, join
+from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.sources import expand
+from mmpretrain.data_tools.regions_labels import Thing, Vocabulary, learn, things
+from mmpretrain.data_tools.regions_measure import calibrate, measure
+from mmpretrain.data_tools.regions_net import Config, RegionNet, deltas_to, pixels_of, save_extractor, windows
+
+_JITTERS = 2  # moved copies of each labelled box
+_NEGATIVES = 4  # windows for each labelled box, half of them beside one
+_HIGH, _LOW, _SAME = 0.5, 0.4, 0.7  # overlaps: a thing; none; near enough for its class
+_WEIGHTS = {"objectness": 1.0, "deltas": 1.0}
+_SIZES = (48, 160)  # shorter side of pictures, least and most
+
+
+class Options(NamedTuple):
+    """How to train.
+
+    Args:
+        width: of features.
+        samples: at most so many, evenly spread over the shards.
+        passes: over the training samples.
+        batch: pictures in a step.
+        rate: highest learning rate.
+        size: shorter side of pictures; 0: that of the median picture, 48 to 160.
+        seed: of weights, order and boxes.
+    """
+
+    width: int = 128
+    samples: int = 4000
+    passes: int = 3
+    batch: int = 32
+    rate: float = 3e-3
+    size: int = 0
+    seed: int = 0
+
+
+class Picture(NamedTuple):
+    """A decoded sample with its labels."""
+
+    key: str
+    pixels: Tensor  # uint8 (3, h, w)
+    boxes: Tensor  # (G, 4) in pixels of ``pixels``
+    targets: Tensor  # int64 (G, 1 + kinds)
+
+
+def _read(sources: Sequence[str], most: int) -> Iterator[tuple[str, Any, list[Thing]]]:
+    """(key, RGB picture, labelled boxes) of samples that have both, at most ``most``, evenly spread."""
+    reader = ShardReader(expand(sources))
+    for number in np.linspace(0, len(reader) - 1, min(most, len(reader))).astype(int).tolist():
+        sample = reader.read(number)
+        if not sample.images:
+            continue
+        try:
+            images = [decode_image(data) for data in sample.images]
+            labelled = things(sample.meta, [image.size for image in images])
+        except BadSample as error:
+            raise BadSample(f"{reader.name(*reader.locate(number))}: {error}") from None
+        if labelled:
+            yield sample.key, join(images), labelled
+
+
+def _pictures(read: Iterable[tuple[str, Any, list[Thing]]], vocabulary: Vocabulary, size: int) -> list[Picture]:
+    made = []
+    for key, image, labelled in read:
+        pixels, sx, sy = pixels_of(image, size)
+        boxes = torch.tensor([thing.box for thing in labelled]) * torch.tensor([sx, sy, sx, sy])
+        made.append(Picture(key, pixels, boxes, torch.tensor([vocabulary.targets(thing) for thing in labelled])))
+    return made
+
+
+def _part(key: str) -> float:
+    """A number from 0 to 1 that depends on the key alone: who is held out does not change with the rest of the set."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:6], "big") / 2**48
+
+
+def _window_shapes(found: Sequence[tuple[str, Any, list[Thing]]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(sides in shorter sides, height / width) that windows need to meet the labelled boxes."""
+    sides = np.array([(t.box[2] - t.box[0], t.box[3] - t.box[1]) for _, _, labelled in found for t in labelled])
+    short = np.array([min(image.size) for _, image, labelled in found for _ in labelled])
+    scales: list[float] = []
+    for scale in np.quantile(np.sqrt(sides.prod(1)) / short, (0.1, 0.5, 0.9)).tolist():
+        if not scales or scale > scales[-1] * 1.25:
+            scales.append(round(min(max(scale, 0.05), 1.0), 4))
+    spread = np.quantile(np.log(sides[:, 1] / sides[:, 0]), (0.1, 0.9))
+    ratios = (1.0,) if np.abs(spread).max() < np.log(1.5) else tuple(round(float(np.exp(v)), 4) for v in (spread[0], 0.0, spread[1]))
+    return tuple(scales), ratios
+
+
+def _drawn(picture: Picture, grid: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (N, 4) to learn from, the labelled box that each overlaps most (N,), and that overlap (N,)."""
+    boxes = picture.boxes
+    height, width = picture.pixels.shape[1:]
+    copies = boxes.repeat(_JITTERS, 1)
+    sides = (copies[:, 2:] - copies[:, :2]).repeat(1, 2)
+    copies = copies + (torch.rand(copies.shape, generator=rng) - 0.5) * 0.5 * sides
+    mixed = grid[torch.randperm(len(grid), generator=rng)]
+    meets = box_iou(mixed, boxes).amax(1)
+    beside, many = (meets > 0) & (meets < _LOW), _NEGATIVES * len(boxes) // 2
+    drawn = torch.cat((boxes, copies, mixed[beside][:many], mixed[:many]))
+    drawn = torch.stack(
+        (drawn[:, 0].clamp(0, width - 1), drawn[:, 1].clamp(0, height - 1), drawn[:, 2].clamp(max=width), drawn[:, 3].clamp(max=height)), 1
+    )
+    drawn[:, 2:] = torch.maximum(drawn[:, 2:], drawn[:, :2] + 1)
+    overlap, nearest = box_iou(drawn, boxes).max(1)
+    return drawn, nearest, overlap
+
+
+def batch_of(pictures: Sequence[Picture]) -> Tensor:
+    """Pixels (B, 3, H, W) from 0 to 1, padded at the bottom and the right with white."""
+    height, width = (max(picture.pixels.shape[side] for picture in pictures) for side in (1, 2))
+    made = torch.ones(len(pictures), 3, height, width)
+    for row, picture in zip(made, pictures):
+        row[:, : picture.pixels.shape[1], : picture.pixels.shape[2]] = picture.pixels / 255
+    return made
+
+
+def loss_of(net: RegionNet, pictures: Sequence[Picture], rng: torch.Generator) -> Tensor:
+    """The loss of a batch: class and attributes of boxes near a thing, objectness of all, correction of those that overlap one."""
+    boxes, targets, wanted, overlaps, sides = [], [], [], [], []
+    for number, picture in enumerate(pictures):
+        height, width = picture.pixels.shape[1:]
+        drawn, nearest, overlap = _drawn(picture, windows(width, height, net.config), rng)
+        boxes.append(torch.cat((torch.full((len(drawn), 1), float(number)), drawn), 1))
+        targets.append(picture.targets[nearest])
+        wanted.append(picture.boxes[nearest])
+        overlaps.append(overlap)
+        sides.append(torch.tensor([[float(width), float(height)]]).expand(len(drawn), 2))
+    rows, labels, overlap = torch.cat(boxes), torch.cat(targets), torch.cat(overlaps)
+    heads = net.heads(net(batch_of(pictures)), rows, torch.cat(sides))
+    near, thing, none = overlap >= _SAME, overlap >= _HIGH, overlap < _LOW
+    total = heads.features.new_zeros(())
+    for kind, logits in enumerate(heads.labels):
+        target = torch.where(near, labels[:, kind], -1)
+        if (target >= 0).any():
+            total = total + F.cross_entropy(logits, target, ignore_index=-1)
+    clear = thing | none
+    total = total + _WEIGHTS["objectness"] * F.binary_cross_entropy_with_logits(heads.objectness[clear], thing[clear].float())
+    deltas = deltas_to(rows[thing, 1:], torch.cat(wanted)[thing])
+    return total + _WEIGHTS["deltas"] * F.smooth_l1_loss(heads.deltas[thing], deltas, beta=0.1)
+
+
+def train(pictures: Sequence[Picture], config: Config, options: Options, report: Callable[[int, int, float], None]) -> RegionNet:
+    """A network trained on these pictures; the same one for the same arguments, machine and number of threads.
+
+    Args:
+        report: called with (step, steps, loss) after every step.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        net = RegionNet(config)
+    rng = torch.Generator().manual_seed(options.seed)
+    steps = max(1, options.passes * len(pictures) // options.batch)
+    optimizer = torch.optim.AdamW(net.parameters(), options.rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=steps + 1, pct_start=0.2)
+    order: list[int] = []
+    for step in range(steps):
+        while len(order) < min(options.batch, len(pictures)):
+            order += torch.randperm(len(pictures), generator=rng).tolist()
+        chosen, order = order[: options.batch], order[options.batch :]
+        loss = loss_of(net, [pictures[number] for number in chosen], rng)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        report(step + 1, steps, loss.item())
+    return net.eval()
+
+
+def fit(sources: Sequence[str], out: Path, held_out: Sequence[str], options: Options, progress: bool = True) -> dict[str, Any]:
+    """Train, calibrate, measure and save an extractor; returns what was measured, which its JSON keeps too.
+
+    Args:
+        sources: shards with labelled boxes (see ``regions_labels``).
+        out: NAME.safetensors; NAME.json is written beside it.
+        held_out: shards to measure on; without any a tenth of the samples, chosen by their keys, is kept out of training.
+        options: how to train.
+        progress: show a bar on stderr.
+
+    Raises:
+        DataError: no labelled boxes, too few samples, or a name that does not end in .safetensors.
+    """
+    if out.suffix != ".safetensors":
+        raise DataError(f"--fit: {out} must end in .safetensors; its JSON is written beside it")
+    began = time.monotonic()
+    read = list(_read(sources, options.samples))
+    vocabulary = learn(thing for _, _, labelled in read for thing in labelled)
+    size = options.size or int(np.clip(np.median([min(image.size) for _, image, _ in read]), *_SIZES))
+    scales, ratios = _window_shapes(read)
+    config = Config(vocabulary, size, options.width, scales, ratios)
+    pictures = _pictures(read, vocabulary, size)
+    if held_out:
+        tests = {source: _pictures(_read([source], options.samples), vocabulary, size) for source in held_out}
+        rest = pictures
+    else:
+        tests = {"a tenth": [picture for picture in pictures if _part(picture.key) < 0.1]}
+        rest = [picture for picture in pictures if _part(picture.key) >= 0.1]
+    tuned = [picture for picture in rest if _part(picture.key) >= 0.9]
+    rest = [picture for picture in rest if _part(picture.key) < 0.9]
+    if not rest or not tuned or not all(tests.values()):
+        raise DataError(f"--fit: {len(pictures)} samples with labelled boxes are too few to train, calibrate and measure; give 40 or more")
+    with _Bar(progress) as report:
+        net = train(rest, config, options, report)
+    net.config = config._replace(temperatures=calibrate(net, tuned))
+    measured: dict[str, Any] = {name: measure(net, pictures) for name, pictures in tests.items()}
+    counts = {"trained_on": len(rest), "calibrated_on": len(tuned), "seconds": round(time.monotonic() - began, 1)}
+    stated = {"held_out": measured, **{name: counts[name] for name in ("trained_on", "calibrated_on")}}
+    save_extractor(out, net, stated, {"sources": list(map(str, sources)), **options._asdict()})
+    return {**stated, "seconds": counts["seconds"]}
+
+
+class _Bar:
+    """Progress of the steps on stderr where that is a terminal, else nothing."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted and sys.stderr.isatty()
+
+    def __enter__(self) -> Callable[[int, int, float], None]:
+        if not self.wanted:
+            return lambda step, steps, loss: None
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.shown = Progress(console=Console(stderr=True))
+        self.shown.start()
+        task = self.shown.add_task("training the extractor", total=None)
+        return lambda step, steps, loss: self.shown.update(task, total=steps, completed=step, description=f"training, loss {loss:.3f}")
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            self.shown.stop()

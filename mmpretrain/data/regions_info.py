@@ -1,0 +1,120 @@
+"""``regions.json``: what made the ``KEY.regions.npz`` members of a folder of shards, and the check that no two makers are mixed.
+
+The numbers of a feature vector, a class or an attribute mean something together with their extractor alone: training on shards of one and
+validating on those of another would go on without an error and mean nothing. So the file with the names stands beside the shards, and
+whoever opens several folders calls :func:`same_extractor`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmpretrain.data.cache import write_atomic
+from mmpretrain.data.errors import DataError
+
+NAME = "regions.json"
+VERSION = 1
+_MOST = 16 << 20  # bytes
+
+
+class Group(NamedTuple):
+    """Attributes of one kind, of which a region has one: columns ``start`` to ``stop`` of ``attribute_probs``, which sum to 1."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class RegionsInfo(NamedTuple):
+    """What made the regions of a folder.
+
+    ``fingerprint`` is that of the extractor: weights, names and everything that changes what a number means. ``boxes`` and ``options`` say
+    how boxes were chosen; they may differ between folders that are used together.
+    """
+
+    kind: str  # extractor, detector, grid or store
+    fingerprint: str  # sha256
+    width: int  # of features
+    source: str  # for people: architecture, or kind and name of the store
+    boxes: str = ""  # annotated, proposals, detector, grid, store
+    classes: tuple[str, ...] | None = None  # names of the columns of class_probs
+    background: int | None = None  # the class that means none of them
+    attributes: tuple[str, ...] | None = None
+    groups: tuple[Group, ...] = ()  # empty: one group of all attributes
+    random: bool = False  # of random weights: shapes are right, numbers mean nothing
+    options: dict[str, Any] = {}
+    measured: dict[str, Any] = {}  # held-out accuracy of the extractor, as it states it
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"version": VERSION, **self._asdict(), "groups": [list(group) for group in self.groups]}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any], path: Path) -> RegionsInfo:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            DataError: naming ``path``: another version, or not what :meth:`to_json` writes.
+        """
+        try:
+            if found["version"] != VERSION:
+                raise DataError(f"{path}: version {found['version']} is not {VERSION}; it was written by another version of mmpretrain")
+            rest: dict[str, Any] = {name: found[name] for name in cls._fields if name in found}
+            groups = tuple(Group(str(name), int(start), int(stop)) for name, start, stop in rest.pop("groups", ()))
+            for name in ("classes", "attributes"):
+                rest[name] = tuple(map(str, rest.get(name) or ())) or None
+            made = cls(**rest, groups=groups)
+            if not isinstance(made.fingerprint, str) or not isinstance(made.width, int) or made.width < 1:
+                raise TypeError("fingerprint or width")
+            return made
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: it does not describe regions ({type(error).__name__}: {error}); make the shards again") from None
+
+
+def read_info(folder: Path) -> RegionsInfo | None:
+    """The ``regions.json`` of a folder, None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _MOST:
+        raise DataError(f"{path}: {path.stat().st_size} bytes are more than {_MOST}; make the shards again")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: it is no JSON ({error}); make the shards again") from None
+    return RegionsInfo.from_json(found if isinstance(found, dict) else {}, path)
+
+
+def write_info(folder: Path, info: RegionsInfo) -> None:
+    """Write the ``regions.json`` of a folder."""
+    write_atomic(folder / NAME, (json.dumps(info.to_json(), indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def same_extractor(folders: Iterable[Path]) -> RegionsInfo | None:
+    """The extractor of all folders that have regions; None where none has. Folders without ``regions.json`` are passed over.
+
+    Raises:
+        DataError: two folders of different extractors, naming both.
+    """
+    first: tuple[Path, RegionsInfo] | None = None
+    for folder in dict.fromkeys(folders):
+        info = read_info(folder)
+        if info is None:
+            continue
+        if first is None:
+            first = folder, info
+        elif info.fingerprint != first[1].fingerprint:
+            raise DataError(
+                f"the regions of {first[0]} were made by {first[1].source} ({first[1].fingerprint[:12]}) and those of {folder} by "
+                f"{info.source} ({info.fingerprint[:12]}): features of two extractors cannot be mixed; make both with the same one"
+            )
+    return first[1] if first else None
