@@ -18,7 +18,7 @@ from mmpretrain.data_tools.engine import run, stamp
 from mmpretrain.data_tools.shards import RawReader, fresh_folder, write_manifest, write_shard
 
 STATE = ".state"
-PER_CAPTION = ("captions", "edits", "scene_graph")  # lists of KEY.json with one entry for each caption
+PER_CAPTION = ("captions", "edits", "scene_graph", "relevance")  # lists of KEY.json with one entry for each caption
 
 Row = Sequence[Any]
 
@@ -30,7 +30,8 @@ def edited(key: str, members: Mapping[str, bytes], edit: Mapping[str, Any]) -> t
         meta = decode_json(members["json"]) if "json" in members else {}
         if "keep" in edit:
             captions = list(assemble(key, {name: data for name, data in members.items() if name in ("txt", "json")}).captions)
-            listed = {"captions": captions, **{name: meta[name] for name in PER_CAPTION[1:] if isinstance(meta.get(name), list)}}
+            beside = [name for name in meta if name in PER_CAPTION[1:] or name.startswith("caption_")]  # caption_ids, caption_boxes
+            listed = {"captions": captions, **{name: meta[name] for name in beside if isinstance(meta[name], list)}}
             for name, values in listed.items():
                 if len(values) == len(captions):
                     meta[name] = [values[number] for number in edit["keep"]]
