@@ -30,7 +30,7 @@ from mmpretrain.data_tools.formats import FORMATS
 from mmpretrain.data_tools.shards import SHARD_SIZE, write_manifest
 
 VERSION = 1  # of what stands in the shards: raise it when records or shards change for the same source
-_COMMON = ("out", "workers", "engine", "quiet", "max_missing")  # options that change nothing of the bytes
+_ASIDE = ("out", "workers", "engine", "quiet", "max_missing")  # options that change nothing of the bytes
 _SHOWN = 3  # names of left-out records for each reason
 
 
@@ -93,10 +93,10 @@ def build(name: str, records: Callable[[argparse.Namespace], Iterator[Any]], opt
     out = options.out
     if options.shard_size < 1:
         raise DataError(f"--shard-size {options.shard_size}: at least one sample must fit")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is not an empty folder: choose another --out or remove it")
     folder = out.absolute().parent / f".{out.name}.building"
     with locked(str(folder)):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out} exists and is not an empty folder: choose another --out or remove it")
         request = {"version": VERSION, "format": name, **_request(options)}
         head = build_spool.kept(folder, request)
         if head is None:
@@ -109,17 +109,17 @@ def build(name: str, records: Callable[[argparse.Namespace], Iterator[Any]], opt
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
-    """What the list of records depends on: the options, and the sizes and times of the files that they name."""
-    chosen = {name: value for name, value in vars(options).items() if name not in (*_COMMON, "check", "shard_size")}
+    """What the build depends on: the options, and the sizes and times of the files that they name."""
+    chosen = {name: value for name, value in vars(options).items() if name not in _ASIDE}
     paths = [path for value in chosen.values() for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
     stamps = [engine.stamp(path) for path in paths if path.is_file()]
     return {"options": json.loads(json.dumps(chosen, default=str)), "files": stamps}
 
 
 def _spool(folder: Path, request: Any, records: Callable[..., Iterator[Any]], options: argparse.Namespace) -> dict[str, Any]:
-    if folder.exists():
+    if (folder / "head.json").exists():
         print(f"mmpretrain: an unfinished build of {options.out} had other options or sources; beginning anew", file=sys.stderr)
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         with _counting(not options.quiet) as report:

@@ -60,6 +60,8 @@ def read(place: Place) -> bytes:
                 raise BadPicture("picture is cut short", f"{path} ends inside it")
             return found
         cell = _cell(*place)
+    except ValueError as error:  # of Arrow
+        raise BadPicture("file cannot be read", f"{path}: {error}") from None
     except FileNotFoundError:
         raise BadPicture("picture is missing", path) from None
     except OSError as error:

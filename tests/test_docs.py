@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.sources import put_all
 
 from mmpretrain.cli.main import COMMANDS
 from mmpretrain.cli.systems import markdown
@@ -50,8 +51,9 @@ def test_commands_are_commands_of_this_program(page):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a run of the name that the pages use, and a few scenes in place of the embedded set."""
+    """A folder with a run and sources of the names that the pages use, and a few scenes in place of the embedded set."""
     folder = tmp_path_factory.mktemp("pages")
+    put_all(folder)
     for split, n in (("train", 16), ("val", 8)):
         scenes.write(folder / "few" / split, n, 0, split, shard_size=8, progress=False)
     done = run(folder, "mmpretrain fit --config vilt.yaml", MMPRETRAIN_RUN_DIR=RUN)

@@ -29,7 +29,7 @@ class Pictures:
     """Finds pictures by name in one or several folders.
 
     Args:
-        folders: searched in their order.
+        folders: to look in.
 
     Raises:
         DataError: a folder that does not exist.
@@ -43,7 +43,10 @@ class Pictures:
         self._last: tuple[int, int, str] = (0, 0, "")  # folder, which of the names, extension of the last one found
 
     def find(self, *names: str, extensions: bool = False) -> str | None:
-        """The path of the first of ``names`` (relative) that is a file; with ``extensions`` also with .jpg, .png, ... added."""
+        """The path of one of ``names`` (relative) that is a file, with ``extensions`` also with .jpg, .png, ... added; None where none is.
+
+        Where several are, the one that lies as the last one found did, else the first in the order of folders, then names.
+        """
         endings = ("", *EXTENSIONS) if extensions else ("",)
         tries = [(f, n, ending) for f in range(len(self.folders)) for n in range(len(names)) for ending in endings]
         for place in [self._last, *tries]:  # most lie like the one before: one look at the disk

@@ -75,11 +75,16 @@ AUTO = ("row-crc32", "md5", "sha1", "sha256", "basename")
 def add_options(parser: Any) -> None:
     """``--images`` and ``--names``."""
     add_images(parser)
+    add_names(parser)
+
+
+def add_names(parser: Any) -> None:
+    """``--names``: which file belongs to which URL."""
     parser.add_argument(
         "--names",
         choices=("auto", *(rule for rule in RULES if rule != "path")),
         default="auto",
-        help="how the files are named: by the URL (auto finds out which), or by the row counted from 0 or 1 (row0, row1)",
+        help="how downloaded files are named: by the URL (auto finds out which), or by the row counted from 0 or 1 (row0, row1)",
     )
 
 

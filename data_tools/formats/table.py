@@ -28,7 +28,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--caption", nargs="+", required=True, metavar="COLUMN", help="one or more columns; a list is several captions")
     parser.add_argument("--id", metavar="COLUMN", help="names the samples (default: the row)")
     parser.add_argument("--images", type=Path, nargs="+", metavar="DIR", help="folders of the pictures")
-    parser.add_argument("--names", choices=("auto", *downloaded.RULES), default="auto", help="for --url: how the files are named")
+    downloaded.add_names(parser)
     parser.add_argument("--delimiter", help="between the columns of a CSV (default: by the suffix of the file)")
 
 
@@ -67,9 +67,9 @@ def _record(rows: list[dict[str, Any]], place: Place | None, options: argparse.N
     if number is None or number == "":
         return Skip(first["name"], f"row has no {options.id}")
     key = clean_key(str(number)) if options.id else f"row-{number:09d}"
-    kept = {name: value for name, value in first["values"].items() if name not in used and value is not None}
+    kept = {name: value for name, value in first["values"].items() if name not in (*used, options.id) and value is not None}
     source = {"file_name": absent} if absent else {}
-    return captioned(key, [place], said, {**kept, "id": number, "image_id": number, **source}, absent)
+    return captioned(key, [place], said, {"id": number, "image_id": number, **source, **kept}, absent)
 
 
 def _captions(values: dict[str, Any], columns: list[str]) -> list[Any]:
@@ -156,7 +156,9 @@ def _parquet(path: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]
         raise DataError(f"{path}: not a Parquet file ({error}); copy it again") from None
     names = table.schema_arrow.names
     _missing(path, names, _wanted(options))
-    cells = options.bytes.partition(".")[0] if options.bytes else None
+    cells, _, child = (options.bytes or "").partition(".")
+    if child and table.schema_arrow.field(cells).type.get_field_index(child) < 0:
+        raise DataError(f"{path}: column {cells!r} has no field {child!r}")
     for group in range(table.num_row_groups):
         found = table.read_row_group(group, columns=[name for name in names if name != cells])
         for at, values in enumerate(found.to_pylist()):
