@@ -7,8 +7,8 @@ special tokens, at most ``data.max_tokens``), patches from height and width as t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,10 +71,12 @@ class Ruler:
         self.options, self.image, self.max_tokens, self.units = options, image, max_tokens, list(units)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What must be equal for batches to end at the same samples: plain types."""
-        options = {**asdict(self.options), "by": list(self.options.by)}
-        return {**options, "mode": self.image.mode, "size": self.image.size, "multiple": self.image.multiple, "max_tokens": self.max_tokens}
+    def identity(self) -> str:
+        """What must be equal for batches to end at the same samples."""
+        options, image = self.options, self.image
+        size = f"{options.tokens} tokens in multiples of {options.multiple}" if options.tokens is not None else "batch_size"
+        shapes = f"{image.mode} {image.size}/{image.multiple}, {self.max_tokens} tokens of {options.text_bytes:g} bytes"
+        return f"{'+'.join(options.by)} in windows of {options.window}, {size}; {shapes}"
 
     @property
     def longest(self) -> int:

@@ -12,6 +12,7 @@ from mmpretrain.data.feed import Item
 from mmpretrain.data.track import BucketTrack, Place
 
 _CHANGES_KEPT = 3
+_FACTS = {"as": "what is read", "shards": "the fingerprint of the shards", "max_epochs": "max_epochs", "weight": "the weight"}
 
 
 class MixtureCursor(Cursor):
@@ -59,9 +60,7 @@ class MixtureCursor(Cursor):
             raise ResumeError(f"data: the saved position has version {state.get('version')}, this is {VERSION}; it cannot be continued")
         if state.get("mix") != self.kind:
             then = f"data.mix={state['mix']}" if "mix" in state else "one source"
-            raise ResumeError(
-                f"data: the checkpoint was trained with {then}, not with data.mix={self.kind}: the order would be another one"
-            )
+            raise ResumeError(f"data: the checkpoint was trained with {then}, not data.mix={self.kind}: the order would be another one")
         changes = []
         for name, value in self.identity.items():
             if state.get(name) != value:
@@ -72,20 +71,15 @@ class MixtureCursor(Cursor):
             raise ResumeError(explain("buckets", state["buckets"], None))
         saved = state["sources"]
         changes += [f"source {name!r} of the checkpoint is gone" for name in saved if name not in self.facts]
-        for name, facts in self.facts.items():
-            if name not in saved:
-                changes.append(f"source {name!r} was not in the checkpoint")
-                continue
-            then = {key: saved[name].get(key) for key in {**_FACTS, **facts}}
-            for key in (key for key in _FACTS if then[key] != facts.get(key)):
-                line = f"{_FACTS[key]} of source {name!r} was {then[key]} in the checkpoint and is {facts.get(key)}"
-                if key == "as":
+        changes += [f"source {name!r} was not in the checkpoint" for name in self.facts if name not in saved]
+        for key, what in _FACTS.items():  # weights last: they follow from the rest
+            for name in (name for name in self.facts if name in saved):
+                then, now = saved[name].get(key), self.facts[name].get(key)
+                line = f"{what} of source {name!r} was {then} in the checkpoint and is {now}"
+                if then != now and key == "as":
                     raise ResumeError(f"data: {line}: its samples would be others; set it back")
-                changes.append(line)
+                changes += [line] if then != now else []
         return changes
-
-
-_FACTS = {"as": "what is read", "shards": "the fingerprint of the shards", "weight": "the weight", "max_epochs": "max_epochs"}
 
 
 class SampleMixtureCursor(MixtureCursor):

@@ -133,7 +133,7 @@ class TrainingSet:
         found = {}
         for part in parts:
             kind = f"{part.units.reads}/{part.units.text_from}/{'all' if part.units.every_text else 'sample'}"
-            found[part.name] = {"as": kind, "shards": self.fingerprint_of(part.name)[:16], "weight": round(part.share, 9)}
+            found[part.name] = {"as": kind, "shards": self.fingerprint_of(part.name)[:12], "weight": round(part.share, 6)}
             found[part.name] |= {"max_epochs": part.max_epochs} if part.max_epochs is not None else {}
         return found
 
