@@ -27,6 +27,7 @@ TOOLS: dict[str, Tool] = {
     "split": Tool("split", "parts of a set by hashes of keys or fields; what belongs together stays together"),
     "mix": Tool("mix", "one set from several, interleaved by weights"),
     "filter": Tool("filter", "samples and captions by conditions, relevance, repetition, or a recipe; with an account"),
+    "dedup": Tool("dedup", "pictures that look alike: a set without them, or a list of them"),
     "regions": Tool("regions", "features, boxes, classes and attributes of regions; converters of older stores"),
 }
 
