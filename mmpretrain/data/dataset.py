@@ -18,7 +18,7 @@ from mmpretrain.data.feed import Feed, Item
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.text import Tokenizer
-from mmpretrain.data.track import Place, Slots
+from mmpretrain.data.track import Order, Place, Slots
 from mmpretrain.data.units import Units
 from mmpretrain.random import key_of
 from mmpretrain.types import Batch, Example, Preparer, Replaced, Sample, Tokens
@@ -199,8 +199,15 @@ class StepDataset(Dataset):
         return whole.parts(self.rank, self.world, self.accumulate, track.even)
 
     def __getitem__(self, item: Item) -> tuple[Batch, ...]:
-        seed = self.feed.tracks[item.track].order.seed
-        return tuple(self.assembler.batch(part, seed, item.epoch, augment=True) for part in self.slots(item))
+        order, parts = self.feed.tracks[item.track].order, self.slots(item)
+        if any(source.reader.is_remote for source in self.assembler.sources):
+            self._fetch_ahead(order, item.epoch, np.concatenate([part.position_P for part in parts]))
+        return tuple(self.assembler.batch(part, order.seed, item.epoch, augment=True) for part in parts)
+
+    def _fetch_ahead(self, order: Order, epoch: int, positions: np.ndarray) -> None:
+        if len(positions):
+            for number, shards in order.coming(epoch, int(positions.min())).items():
+                self.assembler.sources[number].reader.prefetch(shards)
 
 
 class ValDataset(Dataset):

@@ -6,6 +6,7 @@ Works with a Trainer, which tells rank, world size, micro-batches and preparers,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -25,8 +26,8 @@ from mmpretrain.data.mixture import TrainSource
 from mmpretrain.data.mixture_cursor import BatchMixtureCursor, SampleMixtureCursor
 from mmpretrain.data.plan import Plan, spread, val_slices
 from mmpretrain.data.position import PositionedData
-from mmpretrain.data.reader import ShardReader
-from mmpretrain.data.sources import expand
+from mmpretrain.data.reader import ShardReader, open_reader
+from mmpretrain.data.retry import RemoteOptions
 from mmpretrain.data.text import TextOptions, Tokenizer
 from mmpretrain.data.training_set import Defaults, TrainingSet, specs_of
 from mmpretrain.data.units import Units
@@ -39,8 +40,8 @@ class ShardData(PositionedData):
     """Batches from WebDataset shards, in an order that is a pure function of (seed, epoch).
 
     Args:
-        train: sources of the training set: folders, tar files, ``{000..012}`` patterns, ``a::b`` lists, ``${VARIABLE}``, or ``scenes``;
-            or a mixture, name -> ``TrainSource``.
+        train: sources of the training set: folders, tar files, ``{000..012}`` patterns, ``a::b`` lists, ``${VARIABLE}``, or ``scenes``,
+            also at ``s3://``, ``gs://`` and ``http(s)://`` addresses; or a mixture, name -> ``TrainSource``.
         val: name -> sources of a validation set; one with the name of a training source is read as that source.
         batch_size: samples of one optimiser step over all ranks and micro-batches.
         text: the tokenizer.
@@ -60,6 +61,8 @@ class ShardData(PositionedData):
         mix: of a mixture: ``sample``: sources alternate sample by sample; ``batch``: every batch has one source.
         temperature: a mixture without weights draws sources by size ** (1 / temperature).
         buckets: batches of samples of like shape, or of a number of tokens.
+        remote: how shards at other addresses are read.
+        allow_pipe: run the commands of ``pipe:COMMAND`` sources.
         allow_data_change: continue although the shards, the sources or weights of a mixture, or the batch size at a multiple, differ from
             the saved run.
     """
@@ -86,6 +89,8 @@ class ShardData(PositionedData):
         mix: Literal["sample", "batch"] = "sample",
         temperature: float = 1.0,
         buckets: Buckets | None = None,
+        remote: RemoteOptions = RemoteOptions(),  # noqa: B008  (frozen)
+        allow_pipe: bool = False,
         allow_data_change: bool = False,
     ) -> None:
         super().__init__(max_bad_fraction)
@@ -101,7 +106,8 @@ class ShardData(PositionedData):
         self.val_batch_size, self.val_samples, self.block = val_batch_size, val_samples, block
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
         self.mix, self.buckets = mix, buckets
-        self.set = TrainingSet(specs_of(train), Defaults(text_from, captions), temperature)
+        self.open_reader = partial(open_reader, remote=remote, allow_pipe=allow_pipe)
+        self.set = TrainingSet(specs_of(train), Defaults(text_from, captions), temperature, self.open_reader)
         self.rank, self.world, self.accumulate, self.local_world = 0, 1, 1, 1
         self.preparers: dict[str, Preparer] = {}
         self.objective_sources: dict[str, tuple[str, ...] | None] = {}
@@ -118,7 +124,7 @@ class ShardData(PositionedData):
     def val_reader(self, name: str) -> ShardReader:
         """The samples of one validation set, by number."""
         if name not in self._val:
-            self._val[name] = ShardReader(expand(self.val_sources[name], "val"))
+            self._val[name] = self.open_reader(self.val_sources[name], "val")
         return self._val[name]
 
     @property

@@ -65,6 +65,15 @@ class Plan:
             unit[chosen] = local - (ends[slot] - self.sizes[shards[slot]])
         return shard, unit
 
+    def coming(self, epoch: int, position: int) -> list[int]:
+        """The shards that a position of an epoch is shuffled with, then those of the next block, be it in the next epoch."""
+        shards, ends = self._shards(epoch)
+        first = int(np.searchsorted(ends[self.block - 1 :: self.block], position, side="right")) * self.block
+        found = shards[first : first + 2 * self.block].tolist()
+        if first + self.block >= len(shards):
+            found += [shard for shard in self._shards(epoch + 1)[0][: self.block].tolist() if shard not in found]
+        return found
+
     def _shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if epoch not in self._epochs:
             order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.sizes))

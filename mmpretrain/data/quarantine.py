@@ -35,8 +35,21 @@ def read(path: Path) -> list[dict[str, str]]:
     Raises:
         DataError: a line that is no such entry, naming it.
     """
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(data: bytes, path: str) -> list[dict[str, str]]:
+    """The entries of the bytes of a list that lies at ``path``.
+
+    Raises:
+        DataError: a line that is no such entry, naming it.
+    """
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}); mend or remove the file") from None
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -55,17 +68,17 @@ def of(reader: ShardReader) -> Quarantine:
     Raises:
         DataError: a list that cannot be read.
     """
-    folders: dict[Path, dict[str, dict[str, str]]] = {}
+    folders: dict[Path | str, dict[str, dict[str, str]]] = {}
     samples, reasons, digest = {}, Counter[str](), hashlib.sha256()
     for shard, index in enumerate(reader.indexes):
-        folder = Path(index.path).parent
+        place = reader.paths[shard]
+        folder = place.parent
         if folder not in folders:
             wanted: dict[str, dict[str, str]] = defaultdict(dict)
-            if (folder / FILE).is_file():
-                for entry in read(folder / FILE):
-                    wanted[entry["shard"]][entry["key"]] = entry["reason"]
+            for entry in parse(reader.beside(shard, FILE) or b"", f"{folder}/{FILE}"):
+                wanted[entry["shard"]][entry["key"]] = entry["reason"]
             folders[folder] = dict(wanted)
-        listed = folders[folder].get(Path(index.path).name)
+        listed = folders[folder].get(place.name)
         if not listed:
             continue
         found = [number for number in range(len(index)) if index.key(number) in listed]

@@ -18,15 +18,28 @@ from mmpretrain.data.cache import unlock
 from mmpretrain.data.decode import TEXTS, assemble, limit
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
-from mmpretrain.data.place import Remote
+from mmpretrain.data.place import Remote, beside
+from mmpretrain.data.remote import read_all
 from mmpretrain.data.remote_index import index_path as index_of
 from mmpretrain.data.remote_index import open_all, open_remote
 from mmpretrain.data.remote_store import Store
 from mmpretrain.data.retry import RemoteOptions
-from mmpretrain.data.sources import Shard
+from mmpretrain.data.sources import Shard, shards
 from mmpretrain.types import Sample
 
 _OPEN_FILES = 128
+_BESIDE = 1 << 30  # bytes
+
+
+def open_reader(
+    sources: str | Sequence[str], split: str = "train", remote: RemoteOptions | None = None, allow_pipe: bool = False
+) -> ShardReader:
+    """The samples of what a user names; see :func:`mmpretrain.data.sources.shards`.
+
+    Raises:
+        DataError: a source that cannot be read, or a damaged shard.
+    """
+    return ShardReader(shards(sources, split, remote, allow_pipe), remote=remote)
 
 
 class ShardReader:
@@ -45,6 +58,7 @@ class ShardReader:
         self, paths: Sequence[Shard | str], indexes: Sequence[ShardIndex] | None = None, remote: RemoteOptions | None = None
     ) -> None:
         self.paths: tuple[Shard, ...] = tuple(path if isinstance(path, Remote) else Path(path) for path in paths)
+        self.is_remote = any(isinstance(path, Remote) for path in self.paths)
         self._store = Store(remote or RemoteOptions())
         self._planned: list[Remote] = []
         self._doubted: set[int] = set()  # shards whose copies were fetched again
@@ -54,7 +68,7 @@ class ShardReader:
         self._process = os.getpid()
 
     def __getstate__(self) -> dict:
-        return {"paths": self.paths, "remote": self._store.options}  # a spawned worker maps the indexes itself
+        return {"paths": self.paths, "remote": self.remote}  # a spawned worker maps the indexes itself
 
     def __setstate__(self, state: dict) -> None:
         store = Store(state["remote"])
@@ -98,6 +112,18 @@ class ShardReader:
                 self._shut(shard)
         if wanted:
             self._store.want(wanted)
+
+    @property
+    def remote(self) -> RemoteOptions:
+        """How shards that lie elsewhere are read."""
+        return self._store.options
+
+    def beside(self, shard: int, name: str) -> bytes | None:
+        """A file in the folder of a shard, at most 1 GiB of it; None where there is none."""
+        path = self.paths[shard]
+        if isinstance(path, Remote):
+            return None if path.is_command else read_all(beside(path.url, name), _BESIDE, self.remote)
+        return path.with_name(name).read_bytes() if path.with_name(name).is_file() else None
 
     @property
     def fingerprint(self) -> str:

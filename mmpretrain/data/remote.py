@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.place import Remote, kind, shown
-from mmpretrain.data.retry import RemoteError, RemoteOptions, retried
+from mmpretrain.data.retry import LASTING, RemoteError, RemoteOptions, retried
 
 T = TypeVar("T")
 _PACKAGES = {"http": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
@@ -104,9 +104,9 @@ def _make(name: str, timeout: float) -> Backend:
     return Backend(fsspec.filesystem(name, **options), tuple(errors))
 
 
-def _call(url: str, action: Callable[[Any], T], options: RemoteOptions) -> T:
+def _call(url: str, action: Callable[[Any], T], options: RemoteOptions, lasting: int = 3) -> T:
     found = backend(url, options.timeout)
-    return retried(lambda: action(found.fs), shown(url), found.errors, options)
+    return retried(lambda: action(found.fs), shown(url), found.errors, options, lasting)
 
 
 # ---------------------------------------------------------------- what a server says
@@ -218,14 +218,18 @@ def read_range(remote: Remote, start: int, stop: int, options: RemoteOptions) ->
 
 
 def read_all(url: str, most: int, options: RemoteOptions) -> bytes | None:
-    """A small file beside the shards; None where there is none, it may not be read, or it is longer than ``most`` bytes."""
+    """A small file beside the shards; None where there is none, it may not be read, or it is longer than ``most`` bytes.
+
+    Raises:
+        RemoteError: the server fails.
+    """
     try:
-        found = look(url, options)
-        if found.size is None or found.size > most:
+        info = _call(url, lambda fs: fs.info(url), options, lasting=1)
+        if info.get("size") is None or info["size"] > most:
             return None
-        return _call(url, lambda fs: fs.cat_file(url), options)
+        return _call(url, lambda fs: fs.cat_file(url), options, lasting=1)
     except RemoteError as error:
-        if error.status in (400, 401, 403, 404, 405, 410):
+        if error.status in LASTING:
             return None
         raise
 

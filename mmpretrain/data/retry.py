@@ -15,7 +15,7 @@ from mmpretrain.data.redact import redact
 
 T = TypeVar("T")
 _FIRST, _LONGEST = 0.5, 30.0  # seconds: the first pause, doubled each time, and the longest
-_LASTING = (400, 401, 403, 404, 405, 410)  # rarely pass by themselves: three tries
+LASTING = (400, 401, 403, 404, 405, 410)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATUS = {"ClientResponseError": "status", "HttpError": "code"}  # of aiohttp and gcsfs; other errors of theirs say 400 for a cut
 _REMEDIES = {
@@ -64,11 +64,12 @@ class DiskFull(OSError):
     """What is fetched finds no room."""
 
 
-def retried(action: Callable[[], T], place: str, errors: tuple[type[Exception], ...], options: RemoteOptions) -> T:
+def retried(action: Callable[[], T], place: str, errors: tuple[type[Exception], ...], options: RemoteOptions, lasting: int = 3) -> T:
     """What ``action`` returns, at the first try that does not fail with one of ``errors``.
 
     Args:
         place: how messages name what is read; without credentials.
+        lasting: most tries where the answer is that it is not there or not allowed, which rarely passes.
 
     Raises:
         RemoteError: no try succeeded. Names place, status, number of tries and remedy.
@@ -84,7 +85,7 @@ def retried(action: Callable[[], T], place: str, errors: tuple[type[Exception], 
                 raise DiskFull(number, redact(str(error))) from None
             code, reason = status(error), why(error)
         spent, wait = time.monotonic() - began, pause(place, tried)
-        if tried >= (min(3, options.tries) if code in _LASTING else options.tries) or spent + wait > options.deadline:
+        if tried >= (min(lasting, options.tries) if code in LASTING else options.tries) or spent + wait > options.deadline:
             what = f"HTTP {code}" if code else reason
             other = "the server fails; try again later" if (code or 0) >= 500 else "check the network and the address"
             remedy = _REMEDIES.get(code or 0, other)

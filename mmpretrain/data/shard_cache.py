@@ -105,7 +105,7 @@ class ShardCache:
             if self.has(name):
                 return True
             with self._part(name, size, keep, force) as part:
-                receive(part, _nothing if size is not None else _Growth(self, part, keep))
+                receive(part, _nothing if size is not None else _Growth(self, name, keep))
                 os.chmod(part, 0o644)
                 os.replace(part, self.path(name))
         return True
@@ -213,15 +213,18 @@ def _nothing(_: int) -> None:
 class _Growth:
     """Reserves room for a download of unknown size while it grows."""
 
-    def __init__(self, cache: ShardCache, part: Path, keep: Collection[str]) -> None:
-        self.cache, self.part, self.keep, self.reserved, self.written = cache, part, keep, 0, 0
+    def __init__(self, cache: ShardCache, name: str, keep: Collection[str]) -> None:
+        self.cache, self.name, self.keep, self.reserved, self.written = cache, name, keep, 0, 0
 
     def __call__(self, more: int) -> None:
         self.written += more
         if self.written > self.reserved:
             step = min(_STEP, max(1, self.cache.most // 8))
-            with self.cache._room():
-                self.cache.make_room(step, self.part.name.split(".")[1], self.keep)
+            try:
+                with self.cache._room():
+                    self.cache.make_room(step, self.name, self.keep)
+            except CacheFull as error:
+                raise CacheFull(f"{error}; {self.name} is not at its end after {_gb(self.written)}: an endless one has no place") from None
             self.reserved = self.written + step
 
 

@@ -17,6 +17,7 @@ from mmpretrain.data.mixture import Blend
 from mmpretrain.data.plan import Plan, slices
 
 _KEPT = 2  # windows in memory
+_PEEK = 1024  # positions in which a source of a mixture that is to be fetched ahead has its next sample
 _COUNTED = 64  # windows that an estimate of the length of an epoch is made from
 
 
@@ -57,6 +58,10 @@ class Order(Protocol):
 
     def slots(self, epoch: int, positions: np.ndarray) -> Slots: ...
 
+    def coming(self, epoch: int, position: int) -> dict[int, list[int]]:
+        """Source -> the shards that positions from this one on are read from, as far as it is worth fetching them."""
+        ...
+
 
 class SoloOrder:
     """The order of one source."""
@@ -67,6 +72,9 @@ class SoloOrder:
     def slots(self, epoch: int, positions: np.ndarray) -> Slots:
         shards, units = self.plan.locate(epoch, positions)
         return Slots(positions, np.full_like(positions, self.source), shards, units, np.full_like(positions, -1))
+
+    def coming(self, epoch: int, position: int) -> dict[int, list[int]]:
+        return {self.source: self.plan.coming(epoch, position)}
 
 
 class MixedOrder:
@@ -101,6 +109,14 @@ class MixedOrder:
                 found[:, now] = plan.locate(one, places[now])
             shards[own], units[own] = found
         return Slots(positions, sources, shards, units, np.full_like(positions, -1))
+
+    def coming(self, epoch: int, position: int) -> dict[int, list[int]]:
+        sources, numbers = self.blend.at(np.arange(position, position + _PEEK, dtype=np.int64) + self.turn(epoch, 0))
+        found = {}
+        for source in np.unique(sources).tolist():
+            plan = self.plans[source]
+            found[source] = plan.coming(*divmod(int(numbers[sources == source][0]), plan.total))
+        return found
 
 
 class FixedTrack:

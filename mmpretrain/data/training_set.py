@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mmpretrain.data import quarantine
@@ -12,8 +12,7 @@ from mmpretrain.data.errors import DataError
 from mmpretrain.data.feed import Feed, Part
 from mmpretrain.data.mixture import TrainSource, shares
 from mmpretrain.data.quarantine import Quarantine
-from mmpretrain.data.reader import ShardReader
-from mmpretrain.data.sources import expand
+from mmpretrain.data.reader import ShardReader, open_reader
 from mmpretrain.data.units import Units
 
 Train = str | list[str] | dict[str, TrainSource]
@@ -49,10 +48,17 @@ class TrainingSet:
         specs: name -> source.
         defaults: of the data module.
         temperature: of weights that follow the sizes.
+        open_reader: gives the samples of (sources, split).
     """
 
-    def __init__(self, specs: Mapping[str, TrainSource], defaults: Defaults, temperature: float = 1.0) -> None:
-        self.specs, self.defaults, self.temperature = dict(specs), defaults, temperature
+    def __init__(
+        self,
+        specs: Mapping[str, TrainSource],
+        defaults: Defaults,
+        temperature: float = 1.0,
+        open_reader: Callable[[str | list[str], str], ShardReader] = open_reader,
+    ) -> None:
+        self.specs, self.defaults, self.temperature, self.open_reader = dict(specs), defaults, temperature, open_reader
         self._readers: dict[str, ShardReader] = {}
         self._union: ShardReader | None = None
         self._quarantine: dict[str, Quarantine] = {}
@@ -66,7 +72,7 @@ class TrainingSet:
     def reader_of(self, name: str) -> ShardReader:
         """The samples of a source. Opens (and, once, indexes) its shards."""
         if name not in self._readers:
-            self._readers[name] = ShardReader(expand(self.specs[name].sources, "train"))
+            self._readers[name] = self.open_reader(self.specs[name].sources, "train")
         return self._readers[name]
 
     @property
@@ -77,7 +83,7 @@ class TrainingSet:
             return readers[0]
         if self._union is None:
             shards = {path: index for reader in readers for path, index in zip(reader.paths, reader.indexes, strict=True)}
-            self._union = ShardReader(list(shards), list(shards.values()))
+            self._union = ShardReader(list(shards), list(shards.values()), readers[0].remote)
         return self._union
 
     def quarantine_of(self, name: str) -> Quarantine:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmpretrain.data.decode import decode_image
 from mmpretrain.data.errors import BadSample, DataError
-from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.reader import ShardReader, open_reader
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.types import Sample
 
@@ -48,9 +48,7 @@ def open_set(name: str, source: str | Sequence[str]) -> EvalSet:
     Raises:
         DataError: the source does not exist or is damaged.
     """
-    from mmpretrain.data.sources import expand
-
-    return of_reader(name, ShardReader(expand(source, split="val")))
+    return of_reader(name, open_reader(source, "val"))
 
 
 def of_reader(name: str, reader: ShardReader) -> EvalSet:
