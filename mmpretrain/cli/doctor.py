@@ -142,6 +142,15 @@ def check_memory() -> list[Finding]:
     return [Finding("ok", "memory", f"{gib:.1f} GiB free")]
 
 
+def check_cache() -> list[Finding]:
+    """The cache, and how much the copies of remote shards take."""
+    from mmpretrain.data.cache import cache_root
+    from mmpretrain.data.shard_cache import ShardCache
+
+    copies, size = ShardCache(0).usage()
+    return [Finding("note", "cache", f"{cache_root()} holds {copies} copies of remote shards, {size / 1e9:.1f} GB")] if copies else []
+
+
 def check_disk() -> list[Finding]:
     """TMPDIR can be written and has room; checkpoints and TMPDIR on different file systems is a note."""
     findings = []
@@ -198,7 +207,7 @@ def check_versions() -> list[Finding]:
 def examine() -> list[Finding]:
     """All findings, in the order shown."""
     python = Finding("ok", "python", sys.version.split()[0])
-    return [python, *check_clash(), *check_versions(), *check_torch(probe()), *check_memory(), *check_disk(), *check_wandb()]
+    return [python, *check_clash(), *check_versions(), *check_torch(probe()), *check_memory(), *check_disk(), *check_cache(), *check_wandb()]
 
 
 def run(argv: list[str]) -> int:

@@ -23,6 +23,7 @@ from mmpretrain.cli.quiet import quieten
 from mmpretrain.cli.summary import Final, finish
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.module import ShardData
+from mmpretrain.data.redact import redacted
 from mmpretrain.data.text import Tokenizer
 from mmpretrain.train import run_dir
 from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsdp2 and its like known to --trainer.strategy
@@ -121,7 +122,7 @@ class CLI(LightningCLI):
             if key not in self.typed and (origin is None or (origin == CHECKPOINT and "seed_everything" in self.typed)):
                 config[key.partition(".")[0]]["seed"] = int(config["seed_everything"])
         self._dump_config()
-        self.resolved = {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
+        self.resolved = redacted({key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")})
         if self.command == "fit":
             inherited = os.environ.get(run_dir.VARIABLE)
             self.run = self._run_dir(config)

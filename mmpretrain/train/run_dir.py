@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from mmpretrain.data.redact import redacted
 from mmpretrain.train.atomic import write_text
 from mmpretrain.train.payload import as_json, versions
 
@@ -76,7 +77,7 @@ def environment() -> dict[str, Any]:
     """What results depend on beside the configuration."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
-        "command": sys.argv,
+        "command": redacted(sys.argv),
         "versions": versions(),
         "platform": platform.platform(),
         "processor": _processor(),
