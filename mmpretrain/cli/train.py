@@ -21,6 +21,7 @@ from mmpretrain.cli.parser import Parser, Refused, typed_keys
 from mmpretrain.cli.progress import Bar
 from mmpretrain.cli.quiet import quieten
 from mmpretrain.cli.summary import Final, finish
+from mmpretrain.data import codec
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.module import ShardData
 from mmpretrain.data.redact import redacted
@@ -145,6 +146,7 @@ class CLI(LightningCLI):
         except BaseException:
             self.discard()
             raise
+        self.resolved["data"]["image"]["decoder"] = self.datamodule.image.decoder  # never auto: what makes the pixels is part of the run
         self.model.config = self.resolved
 
     def discard(self) -> None:
@@ -176,7 +178,8 @@ class CLI(LightningCLI):
     def execute(self) -> int:
         """Run the command; returns the exit code."""
         if self.run is not None and self.trainer.is_global_zero:
-            run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False))
+            pictures = codec.difference(self.datamodule.image.decoder)
+            run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False), pictures=pictures)
         status = "failed"
         try:
             getattr(self.trainer, self.command)(**self._prepare_subcommand_kwargs(self.command), weights_only=True)

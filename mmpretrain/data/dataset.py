@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from mmpretrain.data.bad import CONSECUTIVE, record
 from mmpretrain.data.collate import Collator
-from mmpretrain.data.decode import decode_image, join
 from mmpretrain.data.draws import generator
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.feed import Feed, Item
@@ -53,7 +52,7 @@ class Source:
     def picture(self, shard: int, sample: Sample, rng: np.random.Generator | None) -> Tensor:
         """The transformed picture(s) of a sample, several side by side: uint8 (3, H, W)."""
         try:
-            return self.transform(join([decode_image(data) for data in sample.images]), rng)
+            return self.transform.read(sample.images, rng)
         except BadSample as error:
             raise BadSample(f"{self.reader.paths[shard]} key {sample.key!r}: {error}") from None
 

@@ -7,13 +7,14 @@ of ``KEY.regions.npz`` are in :mod:`mmpretrain.data.regions`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ MAX_JSON_DEPTH = 32
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP")
 IMAGE = re.compile(r"(?:img(\d{1,3})\.)?(?:jpg|jpeg|png|webp)")
+_ORIENTATION = 0x0112
 REGIONS = "regions.npz"
 TEXTS = ("txt", "json")
 _LABELS = {"true": True, "false": False, "True": True, "False": False}
@@ -95,14 +97,17 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadSample: not JPEG, PNG or WebP, damaged, cut short, or more than ``max_pixels``.
     """
+    with refusals(data, max_pixels):
+        return finished(opened(data, max_pixels))
+
+
+@contextlib.contextmanager
+def refusals(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Whatever Pillow says of ``data`` inside is a BadSample; its warnings of large pictures and odd metadata are not shown."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; the limit below is ours
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise BadSample(f"picture of {image.width} x {image.height} has more than {max_pixels} pixels")
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            warnings.simplefilter("ignore")
+            yield
     except Image.DecompressionBombError:
         raise BadSample(f"picture has more than {max_pixels} pixels") from None
     except BadSample:
@@ -110,6 +115,26 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError, OverflowError) as error:
         found = "0 bytes" if not data else f"{type(error).__name__}: {error}"
         raise BadSample(f"picture cannot be decoded ({found})") from None
+
+
+def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture of which only the header was read, within the limit of pixels. Call it inside :func:`refusals`."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise BadSample(f"picture of {image.width} x {image.height} has more than {max_pixels} pixels")
+    return image
+
+
+def upright(image: Image.Image) -> bool:
+    """Whether EXIF asks for no rotation or reflection."""
+    return image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
+
+
+def finished(image: Image.Image) -> Image.Image:
+    """An opened picture decoded to upright 8-bit RGB. Call it inside :func:`refusals`."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

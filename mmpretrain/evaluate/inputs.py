@@ -14,15 +14,23 @@ from mmpretrain.data.decode import decode_image
 ImageLike = Image.Image | str | Path | bytes | Tensor
 
 
+def file_of(image: ImageLike) -> bytes | None:
+    """The bytes of an image file, where ``image`` is one or names one; None for other forms."""
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, (str, Path)):
+        return None
+    path = Path(image)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such image file")
+    return path.read_bytes()
+
+
 def picture_of(image: ImageLike) -> Image.Image:
     """Any accepted form of an image as an RGB PIL image."""
-    if isinstance(image, (str, Path)):
-        path = Path(image)
-        if not path.is_file():
-            raise ValueError(f"{path}: no such image file")
-        return decode_image(path.read_bytes())
-    if isinstance(image, bytes):
-        return decode_image(image)
+    data = file_of(image)
+    if data is not None:
+        return decode_image(data)
     if isinstance(image, Image.Image):
         if image.mode == "RGB":
             return image

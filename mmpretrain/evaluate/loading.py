@@ -192,13 +192,14 @@ def _tokenizer(text: Any, file: Path) -> Tokenizer | None:
 
 
 def _transform(config: Mapping[str, Any], file: Path) -> ImageTransform:
-    """The image transform of ``data.image``; the default one where the run did not set it."""
+    """The image transform of ``data.image``; the default one where the run did not set it, with Pillow where no decoder is named."""
     node = (config.get("data") or {}).get("image") or {}
     if not isinstance(node, Mapping):
         raise RefusedCheckpoint(f"{file}: data.image is not a table")
     if "class_path" in node:
+        node = {**node, "init_args": {"decoder": "pil", **(node.get("init_args") or {})}}
         return build(node, ImageTransform, f"{file}: data.image")
-    return construct(ImageTransform, node, f"{file}: data.image")
+    return construct(ImageTransform, {"decoder": "pil", **node}, f"{file}: data.image")
 
 
 def _vocabulary(found: Any, file: Path) -> Vocabulary | None:

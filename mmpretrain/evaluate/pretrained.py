@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmpretrain.data.collate import Collator
 from mmpretrain.evaluate.engine import Engine, Runner
-from mmpretrain.evaluate.inputs import ImageLike, picture_of
+from mmpretrain.evaluate.inputs import ImageLike, file_of, picture_of
 from mmpretrain.types import Collate, Tokens, Vocabulary
 
 IMAGES = 512  # decoded images held at a time
@@ -101,7 +101,8 @@ class Pretrained(Engine):
         """
         if self.image_transform is None:
             raise ValueError("this checkpoint has no image transform: it was trained without images")
-        return self.image_transform(picture_of(image))
+        data = file_of(image)
+        return self.image_transform(picture_of(image)) if data is None else self.image_transform.read([data])
 
     def encode_image(self, images: Sequence[ImageLike]) -> Tensor:
         """Vectors of images, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""

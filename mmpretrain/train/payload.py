@@ -22,7 +22,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used, or none at all."""
 
 
-PACKAGES = ("mmpretrain-vl", "torch", "lightning", "numpy", "tokenizers", "timm", "open-clip-torch")
+PACKAGES = ("mmpretrain-vl", "torch", "lightning", "numpy", "tokenizers", "timm", "open-clip-torch", "pillow", "simplejpeg")
 
 
 def versions() -> dict[str, str]:

@@ -105,9 +105,9 @@ def _memory_gib() -> float | None:
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 2)
 
 
-def describe(path: Path, config: str | None = None) -> None:
-    """Write environment.json, and config.yaml from its text."""
-    write_text(path / "environment.json", as_json(environment()))
+def describe(path: Path, config: str | None = None, **more: Any) -> None:
+    """Write environment.json, with ``more`` in it, and config.yaml from its text."""
+    write_text(path / "environment.json", as_json({**environment(), **more}))
     if config is not None:
         write_text(path / "config.yaml", config)
 

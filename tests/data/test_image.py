@@ -56,7 +56,7 @@ def test_vilt_picture():
 def test_clip_evaluation_equals_open_clip(size):
     open_clip_transform = pytest.importorskip("open_clip.transform")
     theirs = open_clip_transform.image_transform(32, is_train=False)
-    transform = ImageTransform("clip", 32, normalize="clip")
+    transform = ImageTransform("clip", 32, normalize="clip", decoder="pil")
     ours = (transform(photo(*size)).float() / 255 - torch.tensor(transform.mean).view(3, 1, 1)) / torch.tensor(transform.std).view(3, 1, 1)
     torch.testing.assert_close(ours, theirs(photo(*size)), rtol=0, atol=1e-5)
 

@@ -37,7 +37,8 @@ VOCAB = 96
 
 def data(shards: Path, system: str) -> ShardData:
     """24 samples, 8 to a step."""
-    image = ImageTransform(mode="vilt", size=16, multiple=8) if system == "vilt" else ImageTransform(mode="clip", size=16)
+    options: dict[str, Any] = {"mode": "vilt", "multiple": 8} if system == "vilt" else {"mode": "clip"}
+    image = ImageTransform(**options, size=16, decoder="pil")
     text = TextOptions(tokenizer="wordpiece", vocab_size=VOCAB)
     sources = {"held_out": str(shards)}
     return ShardData(str(shards), sources, 8, text, max_tokens=24, image=image, workers=0, val_batch_size=4, val_samples=8)
