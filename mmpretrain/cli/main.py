@@ -19,7 +19,7 @@ COMMANDS: dict[str, Command] = {
     "fit": Command("mmpretrain.cli.train", "run", "train a system: mmpretrain fit --config vilt.yaml"),
     "validate": Command("mmpretrain.cli.train", "run", "run the validation of a checkpoint: --ckpt_path PATH"),
     "test": Command("mmpretrain.cli.train", "run", "run the test loop of a checkpoint"),
-    "predict": Command("mmpretrain.cli.train", "run", "run the predict loop of a checkpoint"),
+    "predict": Command("mmpretrain.cli.train", "run", "write what a checkpoint says of the pairs of the validation sets: --ckpt_path PATH"),
     "systems": Command("mmpretrain.cli.systems", "run", "list the systems, their objectives and recipes"),
     "doctor": Command("mmpretrain.cli.doctor", "run", "check this machine and this installation, with remedies"),
     "evaluate": Command("mmpretrain.cli.commands", "evaluate", "retrieval, zero-shot, ITM and MLM accuracy of a checkpoint"),

@@ -11,7 +11,7 @@ from mmpretrain.cli.errors import UserError
 from mmpretrain.cli.layering import leaves
 
 PLACE_ONLY = (  # of this command alone
-    "ckpt_path", "config", "trainer.default_root_dir", "trainer.enable_progress_bar", "verbose", "return_predictions"
+    "ckpt_path", "config", "trainer.default_root_dir", "trainer.enable_progress_bar", "verbose", "return_predictions", "predictions"
 )  # fmt: skip
 
 

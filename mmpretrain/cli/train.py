@@ -28,15 +28,17 @@ from mmpretrain.data.redact import redacted
 from mmpretrain.data.text import Tokenizer
 from mmpretrain.train import run_dir
 from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsdp2 and its like known to --trainer.strategy
-from mmpretrain.train.callbacks import Metrics, Watchdog
+from mmpretrain.train.callbacks import Metrics
 from mmpretrain.train.checkpoint import CheckpointError, Checkpoints
 from mmpretrain.train.dashboard import WandbDashboard, make_logger
 from mmpretrain.train.data_health import DataHealth
 from mmpretrain.train.measure import Measure
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.panels import Panels
+from mmpretrain.train.predictions import Predictions
 from mmpretrain.train.signals import Preemption
 from mmpretrain.train.trainer import Trainer
+from mmpretrain.train.watchdog import Watchdog
 
 SKIP = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
@@ -98,6 +100,8 @@ class CLI(LightningCLI):
         return {self.command: SKIP[self.command]}
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
+        if self.command == "predict":
+            parser.add_lightning_class_args(Predictions, "predictions")
         for key, kind in (("checkpoints", Checkpoints), ("measure", Measure), ("panels", Panels), ("watchdog", Watchdog), ("final", Final)):
             parser.add_lightning_class_args(kind, key)
         parser.add_argument(
@@ -182,7 +186,10 @@ class CLI(LightningCLI):
             run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False), pictures=pictures)
         status = "failed"
         try:
-            getattr(self.trainer, self.command)(**self._prepare_subcommand_kwargs(self.command), weights_only=True)
+            words = self._prepare_subcommand_kwargs(self.command)
+            if self.command == "predict" and words.get("return_predictions") is None:
+                words["return_predictions"] = False  # they are written, not kept in memory
+            getattr(self.trainer, self.command)(**words, weights_only=True)
             if self.run is not None and self.trainer.is_global_zero:
                 finish(self.trainer, self.run)
             status = "success"

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmpretrain.data import working
 from mmpretrain.data.bad import CONSECUTIVE, record
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.draws import generator
@@ -197,6 +198,7 @@ class StepDataset(Dataset):
         whole = track.slots(Place(item.epoch, item.window, item.batch))
         return whole.parts(self.rank, self.world, self.accumulate, track.even)
 
+    @working.item
     def __getitem__(self, item: Item) -> tuple[Batch, ...]:
         order, parts = self.feed.tracks[item.track].order, self.slots(item)
         if any(source.reader.is_remote for source in self.assembler.sources):
@@ -218,6 +220,7 @@ class ValDataset(Dataset):
     def __len__(self) -> int:
         return len(self.cuts)
 
+    @working.item
     def __getitem__(self, item: int) -> Batch:
         positions = self.cuts[item]
         units = self.assembler.sources[0].units

@@ -48,8 +48,7 @@ class StepLoader(DataLoader):
 
 
 def as_is(item: Any) -> Any:
-    """The loader's own conversion would turn the tuples of a batch into lists. Called in the worker when an item is done."""
-    working.idle()
+    """The loader's own conversion would turn the tuples of a batch into lists."""
     return item
 
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
+import resource
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+_SMALL = 1 << 16  # bytes
+
 
 def map_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed ``.npz`` mapped into memory: read only, one mapping for all of them.
+    """The arrays of an uncompressed ``.npz`` mapped into memory: read only, one mapping for all of them. A mapping keeps a file
+    descriptor, so that small files are read instead, and the process takes as many descriptors as it may where its own run out.
 
     Raises:
         ValueError: compressed, cut short, or object arrays.
+        OSError: more shards than file descriptors (``ulimit -n``).
     """
+    try:
+        return _map(path)
+    except OSError as error:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if error.errno != errno.EMFILE or soft == hard:
+            raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return _map(path)
+
+
+def _map(path: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            size = os.fstat(file.fileno()).st_size
+            small = size <= _SMALL
+            mapped = os.pread(file.fileno(), size, 0) if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise ValueError(f"{path}: {entry.filename} is compressed")

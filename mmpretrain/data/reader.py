@@ -6,6 +6,7 @@ Of remote shards it reads copies in the cache, or ranges; see ``remote_store.py`
 from __future__ import annotations
 
 import os
+import resource
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,7 +28,6 @@ from mmpretrain.data.retry import RemoteOptions
 from mmpretrain.data.sources import Shard, shards
 from mmpretrain.types import Sample
 
-_OPEN_FILES = 128
 _BESIDE = 1 << 30  # bytes
 
 
@@ -40,6 +40,11 @@ def open_reader(
         DataError: a source that cannot be read, or a damaged shard.
     """
     return ShardReader(shards(sources, split, remote, allow_pipe), remote=remote)
+
+
+def most_files() -> int:
+    """Shards that a process holds open: 128, or a quarter of the descriptors it may have."""
+    return max(8, min(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 class ShardReader:
@@ -230,7 +235,7 @@ class ShardReader:
             if os.fstat(file).st_size != self.indexes[shard].tar_size:
                 self._shut(shard)
                 raise DataError(f"{path}: its size changed since it was indexed; do not change shards during a run")
-            while len(self._files) > _OPEN_FILES:
+            while len(self._files) > most_files():
                 self._shut(next(iter(self._files)))
         self._files.move_to_end(shard)
         return self._files[shard]

@@ -8,19 +8,21 @@ training process. Otherwise they would die first, and the run could not save. On
 from __future__ import annotations
 
 import faulthandler
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 _ROW, _HEAD = 1024, 24  # bytes of a worker's row; three int64: pid, nanoseconds of the monotonic clock, length of the text (0: idle)
 DUMP = signal.SIGUSR2
+T = TypeVar("T")
 
 _row: np.ndarray | None = None  # of this process, where it is a worker
 _last = ""  # what this process was last at
@@ -57,6 +59,22 @@ def idle() -> None:
 def last() -> str:
     """What this process said last."""
     return _last
+
+
+def item(read: Callable[..., T]) -> Callable[..., T]:
+    """A ``__getitem__`` whose errors name the sample that this process was at, and that says when it is done."""
+
+    @functools.wraps(read)
+    def told(*args: Any) -> T:
+        try:
+            found = read(*args)
+        except Exception as error:
+            error.add_note(f"mmpretrain: while at {_last}")
+            raise
+        idle()
+        return found
+
+    return told
 
 
 class Board:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,10 +69,15 @@ class _Hashing:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sha.update(data)
-        written = self.file.write(data)
+        try:
+            written = self.file.write(data)
+        except OSError as error:
+            self.error = error  # torch's writer makes another error of it
+            raise
         self.bytes += written
         return written
 
@@ -97,7 +103,12 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
     old = json.loads(manifest.read_text())["sha256"] if manifest.exists() and path.exists() else None
     with replacing(path) as file:
         hashing = _Hashing(file)
-        torch.save(checkpoint, cast(IO[bytes], hashing))
+        try:
+            torch.save(checkpoint, cast(IO[bytes], hashing))
+        except RuntimeError:
+            if hashing.error is not None:
+                raise hashing.error from None
+            raise
         entry = {"file": path.name, "bytes": hashing.bytes, "sha256": hashing.sha.hexdigest(), "step": checkpoint.get("global_step")}
         write_text(manifest, json.dumps({**entry, "previous": old}) + "\n")
     if old is not None:
@@ -105,12 +116,13 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def fault(path: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None when it is whole. Without a manifest (a file from elsewhere) only its presence counts."""
+    """Why a checkpoint cannot be used, or None when it is whole. Without a manifest (a file from elsewhere) it must be an archive with
+    an end, as ``torch.save`` writes."""
     if not path.is_file():
         return "there is no such file"
     manifest = manifest_path(path)
     if not manifest.exists():
-        return None
+        return None if zipfile.is_zipfile(path) else "not a readable checkpoint (neither a manifest nor a whole archive)"
     try:
         entry = json.loads(manifest.read_text())
         known = {entry["sha256"], entry.get("previous")}

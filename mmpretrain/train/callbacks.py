@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import sys
@@ -13,10 +12,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
 from mmpretrain.train import distributed, events
 from mmpretrain.train.atomic import write_text
+from mmpretrain.train.loggers import tolerate
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.trainer import run_steps
 from mmpretrain.types import Batch
@@ -46,7 +45,7 @@ class Metrics(pl.Callback):
         self.directory = directory
         self.path: Path | None = None
         self.latest: dict[str, float] = {}  # newest value of every metric, for the final table
-        self._broken: set[int] = set()
+        self._journal: events.Journal | None = None
         self._restored: dict[str, float] = {}
         self._device = torch.device("cpu")
         self._reset()
@@ -67,6 +66,9 @@ class Metrics(pl.Callback):
         self._wait = self._busy = 0.0
         self._samples = self._tokens = 0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        tolerate(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrain) -> None:
         self._reset()
         self._device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
@@ -80,6 +82,7 @@ class Metrics(pl.Callback):
             self.path = Path(self.directory or trainer.default_root_dir) / "metrics.jsonl"
             self.path.parent.mkdir(parents=True, exist_ok=True)
             forget_after(self.path, trainer.global_step)
+            self._journal = events.Journal(self.path)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Pretrain, batch: Any, batch_idx: int) -> None:
         self._began = time.perf_counter()
@@ -110,7 +113,8 @@ class Metrics(pl.Callback):
         shown = {name: values[name] for name in ("train/loss", "speed/samples_per_s") if name in values}
         module.log_dict(shown, prog_bar=True, logger=False, sync_dist=False)
         self.write(trainer, values)
-        self._to_loggers(trainer, values)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), step=trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Pretrain) -> None:
         self._free_since = time.perf_counter()
@@ -122,20 +126,10 @@ class Metrics(pl.Callback):
         if not values:
             return
         self.latest.update(values)
-        if trainer.is_global_zero and self.path is not None:
+        if trainer.is_global_zero and self._journal is not None:
             line = {"step": trainer.global_step, "epoch": trainer.current_epoch, "time": time.time(), **values}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def _to_loggers(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
-        for index, logger in enumerate(trainer.loggers):
-            if index in self._broken:
-                continue
-            try:
-                logger.log_metrics(dict(values), step=trainer.global_step)
-            except Exception as error:  # noqa: BLE001  a tracker that fails, in whatever way, must not end a run
-                self._broken.add(index)
-                rank_zero_warn(f"{type(logger).__name__} failed and is left out from now on: {error}")
+            if not self._journal.append(line):
+                events.note(trainer, "logger_failed", logger="metrics.jsonl")
 
     def free(self) -> None:
         """Called when a step with all its callbacks is over: from here on the loop waits for data."""
@@ -155,35 +149,3 @@ def forget_after(path: Path, step: int) -> None:
         if entry.get("step", 0) <= step:
             kept.append(line)
     write_text(path, "".join(line + "\n" for line in kept))
-
-
-class Watchdog(pl.Callback):
-    """Writes the stacks of all threads to stderr when no training step ends for so long, and ends the process where ``stop`` says so.
-
-    Args:
-        seconds: patience.
-        stop: end the process (exit code 1) after the stacks are written.
-    """
-
-    def __init__(self, seconds: float = 1800.0, stop: bool = False) -> None:
-        if seconds <= 0:
-            raise ValueError(f"Watchdog: seconds={seconds} must be positive")
-        self.seconds, self.stop = seconds, stop
-
-    def _arm(self) -> None:
-        faulthandler.dump_traceback_later(self.seconds, exit=self.stop, file=sys.__stderr__)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._arm()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._arm()
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        self._arm()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        faulthandler.cancel_dump_traceback_later()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        faulthandler.cancel_dump_traceback_later()

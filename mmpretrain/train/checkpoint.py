@@ -7,6 +7,7 @@ links, replaced atomically.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -15,26 +16,30 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from mmpretrain.train import distributed
-from mmpretrain.train.atomic import AtomicCheckpointIO, CheckpointError, choose, point, steps_in
+from mmpretrain.train import distributed, events
+from mmpretrain.train.atomic import AtomicCheckpointIO, CheckpointError, choose, fault, point, steps_in, write_text
 
 
 class Checkpoints(Checkpoint):
-    """Saves every N steps, at the best validation and at the end; keeps the last k and the best.
+    """Saves every N steps or M minutes, at the best validation and at the end; keeps the last k whole ones and the best. A save is read
+    again and compared with its manifest before ``last`` points to it and an older one is removed.
 
     Args:
         directory: folder; None: ``checkpoints`` in the run directory.
-        every_n_steps: optimiser steps between saves; None: only at validation improvements and at the end.
-        keep_last: newest checkpoints that are kept, at least 2 (the newest may be the one a crash tore).
+        every_n_steps: optimiser steps between saves; None: none for their number.
+        every_minutes: minutes between saves, by the clock of rank 0, looked at every tenth step with several ranks; None: none for time.
+        keep_last: newest whole checkpoints that are kept, at least 2 (the newest may be the one a crash tore).
         monitor: metric for ``best``; None: no best.
         mode: whether ``monitor`` should be small or large.
-        max_failures: so many failed saves in a row (disk full, no permission) stop the run; before that it goes on, saying so.
+        max_failures: so many failed saves in a row (less room than twice the last checkpoint, disk full, no permission, not as written
+            when read again) stop the run; before that it goes on, says so, and counts them in ``events/checkpoint_failed``.
     """
 
     def __init__(
         self,
         directory: str | None = None,
         every_n_steps: int | None = 1000,
+        every_minutes: float | None = None,
         keep_last: int = 3,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
@@ -44,6 +49,9 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"Checkpoints: keep_last={keep_last} must be at least 2")
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"Checkpoints: every_n_steps={every_n_steps} must be at least 1")
+        if every_minutes is not None and every_minutes <= 0:
+            raise ValueError(f"Checkpoints: every_minutes={every_minutes} must be positive")
+        self.every_minutes, self._saved_at = every_minutes, time.monotonic()
         self.given, self.every_n_steps, self.keep_last = directory, every_n_steps, keep_last
         self.monitor, self.mode, self.max_failures = monitor, mode, max_failures
         self.directory: Path | None = None
@@ -51,6 +59,7 @@ class Checkpoints(Checkpoint):
         self.saved_step = -1
         self.failures = 0
         self.seconds = 0.0  # spent saving, for the speed metrics
+        self._whole: set[str] = set()  # files known to fit their manifests
 
     def find(self, trainer: pl.Trainer) -> Path:
         """The folder, the same on every rank."""
@@ -69,13 +78,25 @@ class Checkpoints(Checkpoint):
         directory = self.find(trainer)
         if stage == "fit" and trainer.is_global_zero:
             directory.mkdir(parents=True, exist_ok=True)
+            write_text(directory / ".probe", "")  # a folder that takes no files is an error now, not at the first save
+            (directory / ".probe").unlink()
             for leftover in directory.glob(".*.tmp-*"):  # of a killed run
                 leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due or trainer.global_step == trainer.max_steps:  # the last one here, where Lightning still counts the epoch as unfinished
+        last = trainer.global_step == trainer.max_steps  # saved here, where Lightning still counts the epoch as unfinished
+        if due or self._minutes_are_over(trainer) or last:
             self.save(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+
+    def _minutes_are_over(self, trainer: pl.Trainer) -> bool:
+        if self.every_minutes is None or (distributed.is_distributed() and trainer.global_step % 10):
+            return False
+        over = trainer.is_global_zero and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return bool(distributed.host_max(int(over)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
@@ -110,27 +131,51 @@ class Checkpoints(Checkpoint):
             settle()
         directory = self.find(trainer)
         path = directory / self._name(trainer)
-        trainer.save_checkpoint(path)
-        error = distributed.broadcast_object(str(getattr(trainer.strategy.checkpoint_io, "error", None) or ""))
-        if error:
-            self.failures += 1
-            rank_zero_warn(f"checkpoint not saved ({self.failures} of {self.max_failures} failures allowed): {error}")
-            if self.failures >= self.max_failures:
-                raise CheckpointError(f"{self.failures} saves in a row failed, the last with: {error}")
+        self._saved_at = time.monotonic()
+        reason = distributed.broadcast_object(no_room(directory) if trainer.is_global_zero else "")
+        if not reason:
+            trainer.save_checkpoint(path)
+            reason = distributed.broadcast_object(self._finish(trainer, path) if trainer.is_global_zero else "")
+        self.seconds += time.perf_counter() - began
+        if reason:
+            self._failed(trainer, reason)
             return False
         self.failures, self.saved_step = 0, trainer.global_step
-        if trainer.is_global_zero:
-            point(directory / "last.ckpt", path)
-            self._prune(directory, trainer.strategy.checkpoint_io)
-        self.seconds += time.perf_counter() - began
         return True
+
+    def _failed(self, trainer: pl.Trainer, reason: str) -> None:
+        self.failures += 1
+        events.note(trainer, "checkpoint_failed", reason=reason, in_a_row=self.failures)
+        rank_zero_warn(f"checkpoint not saved ({self.failures} of {self.max_failures} failures allowed): {reason}")
+        if self.failures >= self.max_failures:
+            raise CheckpointError(f"{self.failures} saves in a row failed, the last with: {reason}")
+
+    def _finish(self, trainer: pl.Trainer, path: Path) -> str:
+        """What is to be done with a file just written, on rank 0; why it does not count, or ''."""
+        io = trainer.strategy.checkpoint_io
+        if (error := getattr(io, "error", None)) is not None:
+            return str(error)
+        try:
+            if (found := fault(path)) is not None:
+                return f"{path}: {found}"
+            self._whole.add(path.name)
+            point(path.parent / "last.ckpt", path)
+            self._prune(path.parent, io)
+        except OSError as error:
+            return str(error)
+        return ""
 
     def _prune(self, directory: Path, io: AtomicCheckpointIO) -> None:
         best = directory / "best.ckpt"
         kept = {self.best[1] if self.best else "", best.resolve().name if best.exists() else ""}
-        for old in steps_in(directory)[self.keep_last :]:
-            if old.name not in kept:
-                io.remove_checkpoint(old)
+        whole = 0
+        for file in steps_in(directory):
+            if whole >= self.keep_last:
+                if file.name not in kept:
+                    io.remove_checkpoint(file)
+            elif file.name in self._whole or fault(file) is None:  # a torn one stays, and does not count
+                self._whole.add(file.name)
+                whole += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": None if self.best is None else list(self.best)}
@@ -138,6 +183,17 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = state_dict.get("best")
         self.best = None if best is None else (float(best[0]), str(best[1]))
+
+
+def no_room(directory: Path) -> str:
+    """Why a save is not even tried: less room than twice the newest checkpoint; '' otherwise."""
+    newest = next(iter(steps_in(directory)), None)
+    try:
+        needed = 2 * newest.stat().st_size if newest is not None else 0
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return str(error)
+    return f"{directory}: {free / 2**20:.1f} MiB are free, twice the last checkpoint is {needed / 2**20:.1f}" if free < needed else ""
 
 
 def resolve(spec: str, directory: Path) -> Path | None:

@@ -91,6 +91,7 @@ class WandbDashboard(WandbLogger):
         self._wandb_init.update(config=dict(config or {}), tags=list(tags) or None, group=group, mode=mode())
         self._wandb_init.pop("anonymous", None)  # without effect, and W&B warns of it
         self._dead: _DummyExperiment | None = None
+        self.failures = 0
         self._defined: set[str] = set()
 
     @property
@@ -131,6 +132,7 @@ class WandbDashboard(WandbLogger):
             return act()
         except _failures() as error:
             self._dead = _DummyExperiment()
+            self.failures += 1
             rank_zero_warn(f"W&B failed and is left out from here on, training goes on: {_line(error)}")
             return None
 

@@ -48,6 +48,22 @@ def max_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+_host: tuple[Any, Any] | None = None  # the default process group, and one of gloo beside it
+
+
+def host_max(value: int) -> int:
+    """Maximum over ranks of a number on the host. No device is asked or waited for. Every rank must call it."""
+    global _host
+    if not is_distributed():
+        return value
+    if _host is None or _host[0] is not dist.group.WORLD:
+        known = "gloo" in str(dist.get_backend()) or "gloo" in str(dist.get_backend_config())
+        _host = (dist.group.WORLD, dist.group.WORLD if known else dist.new_group(backend="gloo"))
+    box = torch.tensor([value])
+    dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_host[1])
+    return int(box)
+
+
 def equalise(tensors: Iterable[Tensor], device: torch.device) -> None:
     """Rank 0's values into the tensors of every rank, by way of ``device``, one at a time: NCCL knows no tensors on the CPU."""
     if is_distributed():

@@ -4,7 +4,9 @@
         config.yaml         the resolved configuration
         environment.json    versions, hardware, command line
         metrics.jsonl       one JSON object a line: step, epoch, time, and metrics by name
+        events.jsonl        bad steps with their samples, spikes, failed saves, stalls, signals
         checkpoints/        step-*.ckpt with manifests, last.ckpt, best.ckpt
+        predictions/        what mmpretrain predict writes, one file for each checkpoint
         panels/<step>/      pictures and tables people look at
         result.json         the final table
         report.html         the report page

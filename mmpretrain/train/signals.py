@@ -1,7 +1,7 @@
 """Signals: the handler only sets a flag; ranks agree at a step boundary, save once and stop.
 
-Exit code: 143 after SIGTERM, 130 after SIGINT, 138 after SIGUSR1 (0 when the job was requeued under SLURM). A second signal ends
-the process at once, without saving.
+Exit code: 143 after SIGTERM, 130 after SIGINT, 138 after SIGUSR1 (0 when the job was requeued under SLURM). A second signal of the three
+ends the process at once, without saving: after the first one they have the default action, which needs no interpreter.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from mmpretrain.train import distributed
+from mmpretrain.train import distributed, events
 from mmpretrain.train.checkpoint import Checkpoints
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -26,7 +25,7 @@ class Preemption(pl.Callback):
     """Saves and stops on SIGTERM, SIGINT or SIGUSR1, all ranks at the same step, even when one rank alone was told.
 
     Args:
-        every: optimiser steps between the questions to the other ranks.
+        every: optimiser steps (or validation batches) between the questions to the other ranks, on the host alone.
         requeue: under SLURM, put the job back into the queue after SIGUSR1 (``sbatch --signal=USR1@180``).
     """
 
@@ -39,12 +38,10 @@ class Preemption(pl.Callback):
         self._owner = -1
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a loader's worker inherits handlers by fork; there the default holds
-            signal.signal(number, signal.SIG_DFL)
+        for one in SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
+        if os.getpid() != self._owner:  # a process forked by the run: the default holds
             os.kill(os.getpid(), number)
-            return
-        if self.received:
-            raise SystemExit(128 + number)
         self.received = number
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -53,18 +50,26 @@ class Preemption(pl.Callback):
             self._before[number] = signal.signal(number, self._handle)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if distributed.is_distributed():
-            if trainer.global_step % self.every:
-                return
-            number = int(distributed.max_(torch.tensor(self.received, device=pl_module.device)).item())
-        else:
-            number = self.received
+        self._ask(trainer, trainer.global_step)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._before:  # within fit, after its first step
+            self._ask(trainer, batch_idx + 1)
+
+    def _ask(self, trainer: pl.Trainer, turn: int) -> None:
+        """Whether any rank was told; then save and leave."""
+        if distributed.is_distributed() and turn % self.every:
+            return
+        number = distributed.host_max(self.received)
         if not number:
             return
         keeper = next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)
         saved = keeper.save(trainer) if keeper is not None else False
         name = signal.Signals(number).name
         rank_zero_info(f"{name}: stop after step {trainer.global_step}, {'continue with --ckpt_path last' if saved else 'nothing saved'}")
+        events.note(trainer, "signal", name=name, saved=saved)
         requeued = number == signal.SIGUSR1 and self.requeue and trainer.is_global_zero and saved and requeue()
         self._restore()
         raise SystemExit(0 if distributed.broadcast_object(requeued) else 128 + number)
@@ -86,7 +91,11 @@ def requeue() -> bool:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        rank_zero_info(f"scontrol requeue {job} failed: {error}")
+        return False
     if done.returncode:
         rank_zero_info(f"scontrol requeue {job} failed: {done.stderr.strip()}")
     return done.returncode == 0
