@@ -21,7 +21,7 @@ ALLOWED = {
     "models": BASE | {"nn"},
     "objectives": BASE | {"nn"},
     "data": BASE,
-    "data_tools": BASE | {"data"},
+    "data_tools": BASE | {"data", "report"},
     "weights": BASE | {"nn", "models"},
     "evaluate": BASE | {"nn", "models", "data", "weights"},
     "report": {"types"},

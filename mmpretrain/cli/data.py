@@ -24,6 +24,7 @@ TOOLS: dict[str, Tool] = {
     "build": Tool("build", "write shards from the formats of COCO, Visual Genome, VQA, img2dataset and others, from tables and folders"),
     "index": Tool("indexing", "make or refresh the index of shards, checking every member"),
     "check": Tool("check", "the doctor of shards: find every damage, list what training must leave out"),
+    "stats": Tool("stats", "one HTML page about a set: histograms, frequent words, samples"),
     "split": Tool("split", "parts of a set by hashes of keys or fields; what belongs together stays together"),
     "mix": Tool("mix", "one set from several, interleaved by weights"),
     "filter": Tool("filter", "samples and captions by conditions, relevance, repetition, or a recipe; with an account"),

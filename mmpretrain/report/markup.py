@@ -7,10 +7,12 @@ import hashlib
 import html
 import json
 import math
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _VOID = ("img", "input", "meta")
 
 
@@ -40,6 +42,27 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
     if name in _VOID:
         return Html(f"<{name}{''.join(written)}>")
     return Html(f"<{name}{''.join(written)}>{join(children)}</{name}>")
+
+
+def asset(name: str) -> str:
+    """A file of ``report/assets`` as text."""
+    return resources.files("mmpretrain.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def document(title: str, body: Html) -> str:
+    """A whole page in one file: style inside, and a policy that forbids every request."""
+    head = join(
+        [
+            tag("meta", charset="utf-8"),
+            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+            tag("meta", name="color-scheme", content="light dark"),
+            tag("title", title),
+            Html('<link rel="icon" href="data:,">'),
+            Html(f"<style>{asset('page.css')}</style>"),
+        ]
+    )
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
 def script_json(identity: str, value: Any) -> Html:

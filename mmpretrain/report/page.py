@@ -9,15 +9,13 @@ import contextlib
 import os
 import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 from mmpretrain.report import curves, facts, galleries
-from mmpretrain.report.markup import Html, Pictures, join, number, script_json, tag
+from mmpretrain.report.markup import Html, Pictures, asset, document, join, number, script_json, tag
 from mmpretrain.report.run import PANELS, Result, Row, Run, Series
 
 REPORT = "report.html"
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _SHARE = re.compile(r"accuracy|\bacc\b|R@\d|recall|top-?\d|share|waiting|%", re.IGNORECASE)
 _HEADLINES = 5
 
@@ -72,30 +70,11 @@ def render(run: Run) -> str:
             tag("footer", "Written by ", tag("b", "mmpretrain report"), ". This page is one file and asks nothing of the network."),
             script_json("charts", curves.payload(made)),
             script_json("pictures", pictures.data),
-            Html(f"<script>{_asset('page.js')}</script>"),
-        ]
-    )
-    return _document(f"{run.name} · mmpretrain", body)
-
-
-def _document(title: str, body: Html) -> str:
-    head = join(
-        [
-            tag("meta", charset="utf-8"),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-            tag("meta", name="color-scheme", content="light dark"),
-            tag("title", title),
-            Html('<link rel="icon" href="data:,">'),
-            Html(f"<style>{_asset('page.css')}</style>"),
+            Html(f"<script>{asset('page.js')}</script>"),
         ]
     )
     noscript = tag("noscript", tag("p", "Curves and pictures need JavaScript; the tables below do not.", class_="empty"))
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{noscript}{body}</body></html>\n'
-
-
-def _asset(name: str) -> str:
-    return resources.files("mmpretrain.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return document(f"{run.name} · mmpretrain", join([noscript, body]))
 
 
 def _no_result(metrics: Mapping[str, Series]) -> Html:
