@@ -102,13 +102,14 @@ class Ruler:
             keys_P: uint64, what the drawn text depends on; see ``draws.keys``.
         """
         rows = np.zeros((5, len(source_P)), dtype=np.int64)  # height, width, bytes of the text, regions, number of the text
-        pairs, inverse = np.unique(np.stack([source_P, shard_P]), axis=1, return_inverse=True)
-        for number, (source, shard) in enumerate(pairs.T.tolist()):
-            chosen = inverse.reshape(-1) == number
+        order = np.argsort(source_P << 32 | shard_P, kind="stable")
+        borders = np.flatnonzero(np.diff((source_P << 32 | shard_P)[order], prepend=-1))
+        for chosen in np.split(order, borders[1:]):
+            source, shard = int(source_P[chosen[0]]), int(shard_P[chosen[0]])
             rows[:, chosen] = self.units[source].lengths(shard, unit_P[chosen], keys_P[chosen])
-        sizes, inverse = np.unique(rows[:2], axis=1, return_inverse=True)
-        made = np.asarray([self._size(height, width) for height, width in sizes.T.tolist()], dtype=np.int64).reshape(-1, 3)
-        height_P, width_P, patches_P = made[inverse.reshape(-1)].T
+        sizes, inverse = np.unique(rows[0] << 32 | rows[1], return_inverse=True)
+        made = np.asarray([self._size(size >> 32, size & 0xFFFFFFFF) for size in sizes.tolist()], dtype=np.int64).reshape(-1, 3)
+        height_P, width_P, patches_P = made[inverse].T
         tokens_P = np.minimum(np.ceil(rows[2] / self.options.text_bytes).astype(np.int64) + 2, self.max_tokens) * (rows[4] >= 0)
         parts = {"image": patches_P, "text": tokens_P, "regions": rows[3]}
         cost_P = np.maximum(sum((parts[name] for name in self.options.by), start=np.zeros(len(source_P), dtype=np.int64)), 1)

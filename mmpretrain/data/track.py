@@ -18,7 +18,7 @@ from mmpretrain.data.plan import Plan, slices
 
 _KEPT = 2  # windows in memory
 _PEEK = 1024  # positions in which a source of a mixture that is to be fetched ahead has its next sample
-_COUNTED = 64  # windows that an estimate of the length of an epoch is made from
+_COUNTED = 16  # windows that an estimate of the length of an epoch is made from
 
 
 class Place(NamedTuple):
