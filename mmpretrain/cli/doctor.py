@@ -207,7 +207,8 @@ def check_versions() -> list[Finding]:
 def examine() -> list[Finding]:
     """All findings, in the order shown."""
     python = Finding("ok", "python", sys.version.split()[0])
-    return [python, *check_clash(), *check_versions(), *check_torch(probe()), *check_memory(), *check_disk(), *check_cache(), *check_wandb()]
+    places = [*check_memory(), *check_disk(), *check_cache()]
+    return [python, *check_clash(), *check_versions(), *check_torch(probe()), *places, *check_wandb()]
 
 
 def run(argv: list[str]) -> int:

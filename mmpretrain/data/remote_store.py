@@ -41,6 +41,7 @@ class Store:
         self._ranges: dict[str, bool] = {}  # by server
         self._manifests: dict[str, dict[str, Any]] = {}  # by folder
         self._ahead: _Ahead | None = None
+        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"options": self.options}
@@ -157,17 +158,19 @@ class Store:
     def want(self, remotes: Sequence[Remote]) -> None:
         """Fetch these in the background, in this order, as far as there is room beside them; they are evicted last."""
         wanted = tuple(remotes)
-        if wanted == self._planned:
+        if wanted == self._planned and self._process == os.getpid():
             return
         self._planned, self._names = wanted, frozenset(one.cached for one in wanted)
+        if self._process != os.getpid():  # threads do not survive a fork
+            self._ahead, self._process = None, os.getpid()
         if self.options.mode == "cache" and wanted:
-            if self._ahead is None or self._ahead.process != os.getpid():  # threads do not survive a fork
+            if self._ahead is None:
                 self._ahead = _Ahead(lambda one: self.fetch(one, wait=False, force=False))
             self._ahead.put(wanted)
 
     def close(self) -> None:
         """End fetching ahead after the shard that is under way."""
-        if self._ahead is not None and self._ahead.process == os.getpid():
+        if self._ahead is not None and self._process == os.getpid():
             self._ahead.put(None)
             self._ahead, self._planned = None, ()
 
@@ -185,7 +188,7 @@ class _Ahead:
     """A thread that fetches a list of shards. An error is left to the reader that needs the shard."""
 
     def __init__(self, fetch: Callable[[Remote], object]) -> None:
-        self.fetch, self.process = fetch, os.getpid()
+        self.fetch = fetch
         self.todo: list[Remote] | None = []  # None: the end
         self.changed = threading.Condition()
         threading.Thread(target=self._run, daemon=True, name="mmpretrain-ahead").start()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -75,8 +76,22 @@ def shards(
             else:
                 places.append(place)
     _distinct(places)
-    found = iter(look_all([place for place in places if isinstance(place, str)], options))
-    return tuple(next(found) if isinstance(place, str) else place for place in places)
+    found = look_all([place for place in places if isinstance(place, str)], options)
+    _tell(found)
+    looked = iter(found)
+    return tuple(next(looked) if isinstance(place, str) else place for place in places)
+
+
+def _tell(found: Sequence[Remote]) -> None:
+    """Say which shards may change unseen, once on a machine."""
+    loose = [one for one in found if one.size is None or not one.tag]
+    if loose and os.environ.get("LOCAL_RANK", "0") == "0":
+        more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
+        print(
+            f"mmpretrain: nothing tells the version of {loose[0]}{more}: resuming is exact while the copy is in the cache; "
+            "without it the bytes are read again from the start, and refused if they differ",
+            file=sys.stderr,
+        )
 
 
 def _parts(sources: str | Sequence[str]) -> list[str]:

@@ -78,7 +78,7 @@ class Units:
         hint = f"{has} samples have {other}: set data.text_from={other}" if has else "a sample is KEY.jpg|png|webp with KEY.txt or KEY.json"
         hint = f"all {self.quarantined} others are in quarantine.jsonl" if self.quarantined else hint
         problem = next((f" ({problem})" for index in indexes for problem in index.problems), "")
-        return f"data: no sample of {indexes[0].path.parent} has {self.wants}; {hint}{problem}"
+        return f"data: no sample of {self.reader.paths[0].parent} has {self.wants}; {hint}{problem}"
 
     def _usable(self, shard: int, index: ShardIndex) -> np.ndarray:
         """Which samples of a shard are used: bool."""

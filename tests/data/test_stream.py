@@ -32,7 +32,7 @@ def content(reader: ShardReader) -> list:
     return [reader.read(number) for number in range(len(reader))]
 
 
-def test_a_command_gives_the_samples_of_its_tar(folder, tmp_path):
+def test_a_command_gives_the_samples_of_its_tar(folder, tmp_path, capsys):
     source = f"pipe:echo ran >> {tmp_path}/ran; cat {folder}/{{00000..00001}}.tar"
     for _ in range(2):
         reader = open_reader(source, remote=FAST, allow_pipe=True)
@@ -40,6 +40,9 @@ def test_a_command_gives_the_samples_of_its_tar(folder, tmp_path):
     assert (tmp_path / "ran").read_text() == "ran\nran\n", "once for each shard, then the copy is there"
     assert reader.fingerprint == ShardReader(expand(str(folder))).fingerprint
     assert reader.name(0, 0) == "pipe:echo ... key 'k00000'"
+    assert (
+        "nothing tells the version of pipe:echo ... and 1 more: resuming is exact while the copy is in the cache" in capsys.readouterr().err
+    )
 
 
 def test_a_command_that_wrote_other_bytes_is_another_set(folder, own_cache):
