@@ -73,7 +73,7 @@ def _add_common(parser: argparse.ArgumentParser, max_missing: str) -> None:
         metavar="N|N%",
         help=f"exit code 1 where more is left out: a number of records, or a share in percent (default {max_missing.replace('%', '%%')})",
     )
-    engine.add_options(group)  # type: ignore[arg-type]
+    engine.add_options(group)
 
 
 def amount(text: str) -> tuple[float, bool]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import io
-import warnings
 from typing import Any, NamedTuple
 
-from mmpretrain.data.decode import FORMATS, MAX_PIXELS, decode_image
+from mmpretrain.data.decode import decode_image, opened, refusals
 from mmpretrain.data.errors import BadSample
 from mmpretrain.data_tools.build_records import Place
 
@@ -146,17 +144,10 @@ def _kind(data: bytes) -> str:
 
 def _size(data: bytes) -> tuple[int, int]:
     """Width and height from the header, exchanged where the EXIF orientation turns the picture."""
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with refusals(data):
+            image = opened(data)
             turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except Image.DecompressionBombError:
-        raise BadPicture("picture has too many pixels") from None
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-        raise BadPicture("picture is damaged", f"{type(error).__name__}: {error}") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise BadPicture("picture has too many pixels", f"{image.width} x {image.height}")
+    except BadSample as error:
+        raise _refused(str(error)) from None
     return (image.height, image.width) if turned else (image.width, image.height)

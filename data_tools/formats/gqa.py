@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
     if not options.questions and not options.scene_graphs:
         raise DataError("build gqa: give --questions, --scene-graphs or both")
     pictures = Pictures(options.images)
-    questions: dict[str, list[dict[str, Any]]] = {}
+    questions: dict[str, list[str]] = {}  # as JSON: the full set has 14 million
     for path in _files(options.questions or ()):
         for number, row in stream(path):
             if "imageId" not in row:
                 raise DataError(f"{path}: question {number} has no imageId; is it the right file?")
-            questions.setdefault(str(row["imageId"]), []).append(question(number, row))
+            questions.setdefault(str(row["imageId"]), []).append(json.dumps(question(number, row)))
     graphs = {image: graph for path in options.scene_graphs or () for image, graph in stream(path)}
     for image in dict.fromkeys([*questions, *graphs]):
         key, picture = clean_key(f"gqa-{image}"), pictures.find(f"{image}.jpg")
@@ -39,7 +40,9 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
             continue
         meta: dict[str, Any] = {"id": image, "image_id": image}
         meta.update(scene(graphs[image]) if image in graphs else {})
-        yield Record(key, (picture,), (), {**meta, **({"questions": questions[image]} if image in questions else {})})
+        if image in questions:
+            meta["questions"] = [json.loads(text) for text in questions[image]]
+        yield Record(key, (picture,), (), meta)
 
 
 def _files(paths: Any) -> list[Path]:

@@ -44,7 +44,8 @@ def _samples(path: Path) -> Iterator[Record | Skip]:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        key, group = "", {}
+        key = ""
+        group: dict[str, tar.Member] = {}
         for member in tar.members(data, str(path)):
             stem, _, extension = member.name.partition(".")
             if stem != key and group:

@@ -41,6 +41,13 @@ def test_loaders_deliver_the_same(workers: str) -> None:
     assert "scenes, 32 samples" in shown and "100% of the pictures are equal" in shown and "measured ratio" in shown
 
 
+@pytest.mark.slow
+def test_data_tools_are_timed() -> None:
+    shown = run("data_tools.py", "--samples", "4", "--passes", "1", MMPRETRAIN_REAL_SHARDS="")
+    for name in ("build --check full", "index", "check"):
+        assert re.search(rf"  {name} +\d+ samples/s +[\d.]+ MB/s", shown)
+
+
 def test_every_script_has_its_command_in_the_page() -> None:
     page = (TREE / "benchmarks" / "README.md").read_text(encoding="utf-8")
     for script in (TREE / "benchmarks").glob("*.py"):
