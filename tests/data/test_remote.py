@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from helpers.servers import http_server, s3_server
-from helpers.shards import write_shards
+from helpers.shards import sample, write_shards, write_tar
 from torch.utils.data import DataLoader
 
 from mmpretrain.data import remote as remote_module
@@ -122,7 +122,8 @@ def test_a_copy_serves_the_next_run_too(served):
 def test_workers_read_too(served, options, context):
     reader = ShardReader(shards(served.url(), options=options), remote=options)
     first = reader.read(0).key
-    loader = DataLoader(Keys(reader), num_workers=2, batch_size=None, multiprocessing_context=context)
+    workers = 2 if context == "fork" else 1
+    loader = DataLoader(Keys(reader), num_workers=workers, batch_size=None, multiprocessing_context=context)
     assert list(loader) == [f"k{n:05d}" for n in range(12)] and first == "k00000"
 
 
@@ -163,6 +164,18 @@ def test_names_of_copies_are_plain_and_belong_to_one_version():
     ]
     assert len({one.cached, *(other.cached for other in others)}) == 5
     assert len(one.cached) == 16 + 1 + 5 and one.cached.endswith("-x.tar")
+
+
+@pytest.mark.fault(18)
+def test_names_of_members_lead_nowhere(tmp_path, own_cache):
+    members = [(f"../../../out{kind}", data) for (_, data), kind in zip(sample(0), (".png", ".txt", ".json"))]
+    members += [(f"/{tmp_path.name}/abs{kind}", data) for (_, data), kind in zip(sample(1), (".png", ".txt", ".json"))]
+    write_tar(tmp_path / "served" / "x.tar", members)
+    before = {path for path in tmp_path.parent.rglob("*") if own_cache not in path.parents}
+    with http_server(tmp_path / "served") as http:
+        reader = ShardReader(shards(http.url("x.tar"), options=FAST), remote=FAST)
+        assert [one.key for one in content(reader)] == ["../../../out", f"/{tmp_path.name}/abs"]
+    assert {path for path in tmp_path.parent.rglob("*") if own_cache not in path.parents} - before == {own_cache}
 
 
 @pytest.mark.fault(18)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,17 @@ def test_no_try_starts_after_the_deadline(monkeypatch):
     assert all(0.5 * base <= slept <= 1.5 * base for base, slept in zip(bases, clock.slept)), "doubled, with jitter"
     assert clock.slept == [retry.pause("place", n + 1) for n in range(len(clock.slept))], "the same each time on one machine"
     assert retry.pause("place", 3) != retry.pause("another", 3)
+
+
+@pytest.mark.fault(22)
+def test_a_silent_server_is_given_up_and_asked_again(served):
+    options = RemoteOptions(tries=50, deadline=120, timeout=1)
+    places = shards(served.url("00000.tar"), options=options)
+    served.hold.clear()
+    timer = threading.Timer(2.5, served.hold.set)
+    timer.start()
+    assert len(read(places, options)) == 3 and served.gets("00000.tar") > 1
+    timer.join()
 
 
 @pytest.mark.fault(22)
