@@ -29,6 +29,7 @@ TOOLS: dict[str, Tool] = {
     "mix": Tool("mix", "one set from several, interleaved by weights"),
     "filter": Tool("filter", "samples and captions by conditions, relevance, repetition, or a recipe; with an account"),
     "dedup": Tool("dedup", "pictures that look alike: a set without them, or a list of them"),
+    "tokenizer": Tool("tokenizer", "train a tokenizer on shards, or extend one with words"),
     "regions": Tool("regions", "features, boxes, classes and attributes of regions; converters of older stores"),
 }
 
