@@ -126,3 +126,12 @@ def test_options_out_of_range_are_refused():
             ImageTransform(**options)
     transform = ImageTransform("clip", 32, randaugment=(2, 9))
     assert ImageTransform.from_dict(transform.to_dict()) == transform
+
+
+def test_statistics_by_name_or_by_value():
+    own = ImageTransform(size=64, normalize=[[0.7, 0.72, 0.7], [0.22, 0.19, 0.22]])
+    assert own.mean == (0.7, 0.72, 0.7) and own.std == (0.22, 0.19, 0.22) and hash(own)
+    assert ImageTransform(size=64, normalize="scenes").mean == (0.884, 0.88, 0.883)
+    for wrong in ("none", [[0.5, 0.5, 0.5]], [[0.5, 0.5, 0.5], [0.5, 0.5, 0.0]], [[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5, "x"], [1, 1, 1]], 3):
+        with pytest.raises(DataError, match="normalize"):
+            ImageTransform(size=64, normalize=wrong)
