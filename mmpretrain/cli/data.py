@@ -30,6 +30,7 @@ TOOLS: dict[str, Tool] = {
     "filter": Tool("filter", "samples and captions by conditions, relevance, repetition, or a recipe; with an account"),
     "dedup": Tool("dedup", "pictures that look alike: a set without them, or a list of them"),
     "tokenizer": Tool("tokenizer", "train a tokenizer on shards, or extend one with words"),
+    "scenegraph": Tool("scenegraph", "spans of objects, attributes and relations for captions"),
     "regions": Tool("regions", "features, boxes, classes and attributes of regions; converters of older stores"),
 }
 
