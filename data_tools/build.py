@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import json
 import os
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +32,9 @@ from mmpretrain.data_tools.formats import FORMATS
 from mmpretrain.data_tools.shards import SHARD_SIZE, write_manifest
 
 VERSION = 1  # of what stands in the shards: raise it when records or shards change for the same source
+_WORK = ".work"  # in the folder of the build: the list of records and the results of finished shards
 _ASIDE = ("out", "workers", "engine", "quiet", "max_missing")  # options that change nothing of the bytes
+_EVERY = 15.0  # seconds between two lines of progress where there is no terminal
 _SHOWN = 3  # names of left-out records for each reason
 
 
@@ -98,32 +102,35 @@ def build(name: str, records: Callable[[argparse.Namespace], Iterator[Any]], opt
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise DataError(f"{out} exists and is not an empty folder: choose another --out or remove it")
         request = {"version": VERSION, "format": name, **_request(options)}
-        head = build_spool.kept(folder, request)
+        head = build_spool.kept(folder / _WORK, request)
         if head is None:
             head = _spool(folder, request, records, options)
         made = _finish(folder, name, request, _shards(folder, head, options), options.out.name)
         if out.exists():
             out.rmdir()
         os.replace(folder, out)
+        shutil.rmtree(out / _WORK)
     return made
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
-    """What the build depends on: the options, and the sizes and times of the files that they name."""
+    """What the build depends on: the options, and the sizes and times of the files that they name (``--images`` is not looked into)."""
     chosen = {name: value for name, value in vars(options).items() if name not in _ASIDE}
-    paths = [path for value in chosen.values() for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
-    stamps = [engine.stamp(path) for path in paths if path.is_file()]
+    named = [value if isinstance(value, list) else [value] for name, value in chosen.items() if name != "images"]
+    paths = [path for values in named for path in values if isinstance(path, Path)]
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+    stamps = hashlib.sha256(json.dumps([engine.stamp(file) for file in files]).encode()).hexdigest()
     return {"options": json.loads(json.dumps(chosen, default=str)), "files": stamps}
 
 
 def _spool(folder: Path, request: Any, records: Callable[..., Iterator[Any]], options: argparse.Namespace) -> dict[str, Any]:
-    if (folder / "head.json").exists():
+    if (folder / _WORK / "head.json").exists():
         print(f"mmpretrain: an unfinished build of {options.out} had other options or sources; beginning anew", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    (folder / _WORK).mkdir(parents=True)
     try:
         with _counting(not options.quiet) as report:
-            head = build_spool.fill(folder, request, _readable(records(options)), options.shuffle, options.limit, report)
+            head = build_spool.fill(folder / _WORK, request, _readable(records(options)), options.shuffle, options.limit, report)
         if not head["records"]:
             raise DataError(f"no sample in the source{_first_reason(folder)}")
     except (ValueError, OSError):
@@ -146,19 +153,26 @@ def _readable(records: Iterator[Any]) -> Iterator[Any]:
 
 
 def _first_reason(folder: Path) -> str:
-    with open(folder / "skipped.jsonl", encoding="utf-8") as file:
+    with open(folder / _WORK / "skipped.jsonl", encoding="utf-8") as file:
         found = json.loads(file.readline() or "{}")
     return f"; the first was left out: {found['name']}: {found['reason']} {found.get('detail', '')}".rstrip() if found else ""
 
 
 @contextlib.contextmanager
 def _counting(wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A line with the number of records while the annotations are read."""
+    """The number of records while the annotations are read: in place on a terminal, else a line at times."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console, last = Console(stderr=True), time.monotonic()
+
+    def line(count: int) -> None:
+        nonlocal last
+        if wanted and time.monotonic() - last >= _EVERY:
+            last = time.monotonic()
+            console.print(f"reading annotations: {count} records", highlight=False)
+
     if not (wanted and console.is_terminal):
-        yield lambda count: None
+        yield line
         return
     with console.status("reading annotations") as status:
         yield lambda count: status.update(f"reading annotations: {count} records")
@@ -167,7 +181,7 @@ def _counting(wanted: bool) -> Iterator[Callable[[int], None]]:
 def _shards(folder: Path, head: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
     ranges = list(chunks(head["records"], options.shard_size))
     width = max(5, len(str(len(ranges) - 1)))
-    common = {"spool": str(folder), "sha256": head["sha256"], "check": options.check}
+    common = {"spool": str(folder / _WORK), "sha256": head["sha256"], "check": options.check}
     works = {
         f"{number:0{width}d}.tar": {**common, "start": start, "stop": stop, "out": str(folder / f"{number:0{width}d}.tar")}
         for number, (start, stop) in enumerate(ranges)
@@ -176,7 +190,7 @@ def _shards(folder: Path, head: dict[str, Any], options: argparse.Namespace) -> 
         write,
         works,
         title=f"shards of {options.out.name}",
-        state=folder / "state",
+        state=folder / _WORK / "state",
         valid=lambda name, result: whole(works[name], result),
         **engine.options_of(options),
     )
@@ -184,11 +198,11 @@ def _shards(folder: Path, head: dict[str, Any], options: argparse.Namespace) -> 
 
 
 def _finish(folder: Path, name: str, request: dict[str, Any], results: list[dict[str, Any]], title: str) -> dict[str, Any]:
-    """Write manifest and list of what was left out; remove what only the build needed."""
+    """Write the manifest and the list of what was left out."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     lines = []
-    with open(folder / "skipped.jsonl", encoding="utf-8") as file:
+    with open(folder / _WORK / "skipped.jsonl", encoding="utf-8") as file:
         early = [Skip(**json.loads(line)) for line in file]
     for skip in early + [Skip(*found) for result in results for found in result["skipped"]]:
         reasons[skip.reason] += 1
@@ -201,16 +215,11 @@ def _finish(folder: Path, name: str, request: dict[str, Any], results: list[dict
         raise DataError(f"no record became a sample; the first: {first}")
     if lines:
         write_atomic(folder / "skipped.jsonl", b"".join(lines))
-    else:
-        (folder / "skipped.jsonl").unlink()
     totals = {what: sum(result[what] for result in written) for what in ("captions", "pictures", "resized")}
     skipped = {reason: {"count": count, "first": examples[reason][:_SHOWN]} for reason, count in reasons.most_common()}
     made = {"tool": "build", "version": VERSION, "format": name, "options": request["options"], **totals, "skipped": skipped}
     shards = [{what: result[what] for what in ("file", "samples", "bytes", "sha256")} for result in written]
     write_manifest(folder, shards, made, title)
-    shutil.rmtree(folder / "state")
-    for left in ("records.jsonl", "order.npy", "head.json"):
-        (folder / left).unlink()
     return {**made, "samples": sum(one["samples"] for one in shards), "bytes": sum(one["bytes"] for one in shards), "shards": len(shards)}
 
 

@@ -33,10 +33,10 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a function of the suite; what it refuses (ValueError, a missing file) becomes one line for the user."""
+    """Call a function of the suite; what it refuses (ValueError) and what the system refuses (OSError) become one line for the user."""
     try:
         return function(*args, **kwargs)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
 
 

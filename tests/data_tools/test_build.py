@@ -22,7 +22,7 @@ from PIL import Image
 
 from mmpretrain.cli.main import main
 from mmpretrain.data.errors import DataError
-from mmpretrain.data_tools import build_pictures, build_spool, rewrite
+from mmpretrain.data_tools import build, build_pictures, build_spool, rewrite
 from mmpretrain.data_tools.build_records import Record, Skip, clean_key
 from mmpretrain.data_tools.formats import FORMATS, common
 
@@ -293,3 +293,25 @@ def test_ids_of_captions_stay_with_them():
     found = json.loads(members["json"])
     assert found["captions"] == ["c", "a"] and found["caption_ids"] == [3, 1] and found["caption_boxes"] == [[3], [1]]
     assert found["objects"] == [1, 2, 3] and members["txt"] == b"c"
+
+
+def test_stopped_at_the_very_end(tmp_path, monkeypatch):
+    few(tmp_path)
+    (tmp_path / "src/03.txt").unlink()
+    (tmp_path / "src/04.jpg").write_bytes(b"")
+    words = ["folder", "--source", "src", "--shard-size", "4", "--max-missing", "2"]
+
+    finish = build._finish
+
+    def stopped(*arguments):
+        finish(*arguments)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_finish", stopped)
+        with pytest.raises(Stop):
+            run(tmp_path, *words)
+    assert not (tmp_path / "out").exists() and (tmp_path / ".out.building/manifest.json").exists()
+    made = run(tmp_path, *words)
+    assert [one["name"] for one in made.skipped] == ["03", "04"] and len(made.samples) == 8
+    assert not (tmp_path / "out/.work").exists() and not (tmp_path / ".out.building").exists()
