@@ -61,7 +61,7 @@ def default_workers(local_world: int) -> int:
 def loader_options(workers: int | None, local_world: int, items: int, prefetch: int, timeout: float) -> dict[str, Any]:
     """Arguments of a DataLoader with ``items`` items: see ``ShardData`` for the others."""
     workers = min(default_workers(local_world) if workers is None else workers, items)
-    more = {"prefetch_factor": prefetch, "persistent_workers": True, "timeout": timeout} if workers else {}
+    more: dict[str, Any] = {"prefetch_factor": prefetch, "persistent_workers": True, "timeout": timeout} if workers else {}
     if workers:
         more["worker_init_fn"] = working.Board(workers)
     return {"batch_size": None, "collate_fn": as_is, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **more}

@@ -58,7 +58,7 @@ def host_max(value: int) -> int:
         return value
     if _host is None or _host[0] is not dist.group.WORLD:
         known = "gloo" in str(dist.get_backend()) or "gloo" in str(dist.get_backend_config())
-        _host = (dist.group.WORLD, dist.group.WORLD if known else dist.new_group(backend="gloo"))
+        _host = (dist.group.WORLD, None if known else dist.new_group(backend="gloo"))
     box = torch.tensor([value])
     dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_host[1])
     return int(box)

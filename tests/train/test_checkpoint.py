@@ -40,6 +40,7 @@ def test_round_trip_with_a_manifest(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone", "manifest"])
 def test_a_damaged_last_falls_back_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     first, second = written(tmp_path, 1, 2)
@@ -76,6 +77,7 @@ def test_only_plain_types_are_saved(tmp_path: Path) -> None:
     assert plain({"a": (Path("x"), None), 3: collections.OrderedDict(b=True)}) == {"a": ["x", None], 3: {"b": True}}
 
 
+@pytest.mark.fault(51)
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:
@@ -87,6 +89,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.fault(44)
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = written(tmp_path, 1)
 
@@ -99,6 +102,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert fault(path) is None and load(path)["global_step"] == 1 and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.fault(44)
 def test_a_full_disk_does_not_end_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, calls = atomic.save, []
 
@@ -189,6 +193,21 @@ def test_everything_load_needs_is_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["tmpdir-beside", "tmpdir-on-another-filesystem"])
+def test_a_training_of_two_ranks_is_killed_ten_times(tmp_path: Path, elsewhere: bool) -> None:
+    """At random moments and inside saves; see ``chaos.py``, which does the same a hundred times."""
+    place = "/dev/shm" if elsewhere else "beside"
+    script = str(Path(__file__).with_name("chaos.py"))
+    command = [sys.executable, script, "--kills", "10", "--tmpdir", place, "--folder", str(tmp_path / "chaos")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    assert found["kills"] == 10 and found["in_saves"] > 0 and found["unreadable"] == found["lost"] == found["different"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault(43)
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["tmpdir-beside", "tmpdir-on-another-filesystem"])
 def test_kill_during_saves_never_loses_the_last_checkpoint(tmp_path: Path, elsewhere: bool) -> None:
     temporary = "/dev/shm" if elsewhere and Path("/dev/shm").is_dir() else str(tmp_path)

@@ -23,6 +23,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.fault(49)
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_nan_on_one_rank_stops_or_skips_on_both(events: tuple[Path, list[dict[str, Any]]], strategy: str) -> None:
@@ -33,6 +34,7 @@ def test_nan_on_one_rank_stops_or_skips_on_both(events: tuple[Path, list[dict[st
     assert first[f"{strategy}/skip"]["finite"] and first[f"{strategy}/sum"] == second[f"{strategy}/sum"]
 
 
+@pytest.mark.fault(48)
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_signal_to_one_rank_stops_both_after_the_same_step(events: tuple[Path, list[dict[str, Any]]], strategy: str) -> None:
