@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from mmpretrain.data.buckets import Buckets, Ruler, check_budget
 from mmpretrain.data.draws import seed_of
 from mmpretrain.data.errors import DataError
@@ -140,8 +142,8 @@ class Feed:
         """Whose turn it is among the tracks that still take part."""
         if active not in self._interleaves:
             self._interleaves[active] = Interleave([self.parts[number].share for number in active])
-        sources, _ = self._interleaves[active].at(turn)
-        return active[int(sources)]
+        sources, _ = self._interleaves[active].at(np.asarray([turn]))
+        return active[int(sources[0])]
 
     def check(self, world: int, accumulate: int) -> None:
         """That every batch can be cut for these ranks and micro-batches.

@@ -112,9 +112,12 @@ def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image],
     The validation sets of the configuration are tried first, then the training data. Where none of them is on this machine, pictures of
     noise at four sizes and texts of random words of the vocabulary stand in, and the third value says so.
     """
+    from mmpretrain.data.training_set import specs_of
+
     data = pretrained.config.get("data") or {}
     val = data.get("val") or {}
-    for source in [*(val.values() if isinstance(val, Mapping) else ()), *([data["train"]] if data.get("train") else ())]:
+    train = [spec.sources for spec in specs_of(data["train"]).values() if spec.reads == "pairs"] if data.get("train") else []
+    for source in [*(val.values() if isinstance(val, Mapping) else ()), *train]:
         try:
             found = open_set("samples", source)
         except DataError as error:

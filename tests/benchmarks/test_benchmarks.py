@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -46,6 +47,24 @@ def test_data_tools_are_timed() -> None:
     shown = run("data_tools.py", "--samples", "4", "--passes", "1", MMPRETRAIN_REAL_SHARDS="")
     for name in ("build --check full", "index", "check"):
         assert re.search(rf"  {name} +\d+ samples/s +[\d.]+ MB/s", shown)
+
+
+def test_the_plan_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("plan_scale", TREE / "benchmarks" / "plan_scale.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["plan_scale.py", "--samples", "4000", "--shard", "500", "--batch", "16"])
+    script.main()
+    shown = capsys.readouterr().out
+    assert "4,000 samples in 8 shards, batches of 16" in shown and "250 steps in an epoch" in shown
+    assert all(f"{kind}: resumed in the middle of epoch 3" in shown for kind in ("plain", "buckets", "tokens"))
+
+
+@pytest.mark.slow
+def test_damaged_pictures_are_counted() -> None:
+    shown = run("bad_samples.py", "--samples", "200", "--percent", "2", "--passes", "1", "--size", "16")
+    counted = re.search(r"200 samples, 4 damaged; (\d)\.0 replacements counted in a pass", shown)
+    assert counted and 2 <= int(counted[1]) <= 5 and "measured ratio" in shown
 
 
 def test_every_script_has_its_command_in_the_page() -> None:
