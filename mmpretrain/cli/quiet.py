@@ -25,8 +25,14 @@ def _kept(record: logging.LogRecord) -> bool:
     return not any(saying in text for saying in SAYINGS)
 
 
+def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as a user reads it: without the place in the code, and without the line of code."""
+    return f"warning: {message}\n"
+
+
 def quieten() -> None:
     """Install the filters; harmless when called again."""
+    warnings.formatwarning = one_line
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if _kept not in logger.filters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import pytest
 from lightning.pytorch.trainer.connectors import checkpoint_connector
@@ -34,3 +35,13 @@ def test_idle_talk_is_left_out(name):
 
 def test_the_logger_of_saves_is_among_them():
     assert checkpoint_connector.log.name in LOGGERS
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    quieten()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *rest, **_: print(warnings.formatwarning(message, *rest[:3]), end=""))
+        warnings.warn("step 3: a spike", stacklevel=1)
+    assert capsys.readouterr().out == "warning: step 3: a spike\n"
