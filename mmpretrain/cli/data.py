@@ -13,6 +13,8 @@ from typing import NamedTuple
 from mmpretrain.cli.commands import OneLine, guarded
 from mmpretrain.cli.errors import EXIT_USER, UserError, nearest
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
 
 class Tool(NamedTuple):
     module: str  # in mmpretrain.data_tools
@@ -57,4 +59,8 @@ def run(argv: list[str]) -> int:
     if tool is None:
         raise UserError(f"there is no tool 'data {argv[1]}'.{nearest(argv[1], TOOLS)} See mmpretrain data --help")
     module = importlib.import_module(f"mmpretrain.data_tools.{tool.module}")
-    return guarded(module.main, argv[2:], OneLine)
+    try:
+        return guarded(module.main, argv[2:], OneLine)
+    except KeyboardInterrupt:
+        print(f"mmpretrain: data {argv[1]} was interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers.shards import sample, write_tar
 
@@ -9,6 +11,7 @@ from mmpretrain.cli.data import run as data
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.index import index_path
 from mmpretrain.data.reader import ShardReader
+from mmpretrain.data_tools import indexing
 from mmpretrain.data_tools.indexing import index
 
 LOCAL = {"workers": 1, "progress": False}
@@ -34,3 +37,18 @@ def test_a_damaged_shard_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"0.tar: .*cut"):
         index([path], engine=LOCAL)
+
+
+@pytest.mark.parametrize("tool", ["index", "check", "stats", "split", "mix", "filter", "dedup", "tokenizer", "scenegraph"])
+def test_help_has_an_example(tool, capsys):
+    with pytest.raises(SystemExit) as ended:
+        data(["data", tool, "--help"])
+    assert ended.value.code == 0 and re.search(rf"examples?:\n  mmpretrain data {tool} ", capsys.readouterr().out)
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexing, "main", interrupted)
+    assert data(["data", "index", "x"]) == 130 and "was interrupted" in capsys.readouterr().err
