@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpretrain.data.errors import DataError
+from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.regions_info import NAME, RegionsInfo, read_info, write_info
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import regions_choose
@@ -193,9 +193,12 @@ def _plan_store(options: argparse.Namespace, paths: Sequence[Path]) -> tuple[Reg
     if not any(places.values()):
         other = hint(paths[0], list(locations), options.match)
         raise DataError(f"{options.store}: no sample of the shards is in it by --match {options.match}; {other}")
-    first = store.read(next(location for found in places.values() for one in found.values() for location in one))
+    try:
+        first = store.read(next(location for found in places.values() for one in found.values() for location in one))
+    except BadSample as error:
+        raise DataError(f"{options.store}: {error}") from None
     info = info_of(store, first, options.made_by, classes, _names(options.attributes))
-    made = {"kind": "store", "store": str(options.store), "stamp": stamp(options.store), "classes": classes}
+    made = {"kind": "store", "store": str(options.store), "stamp": stamp(options.store), "classes": classes, "background": info.background}
     return info, {path: {**made, "places": places[path]} for path in paths}
 
 

@@ -15,6 +15,7 @@ from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import open_index
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.regions_info import RegionsInfo
+from mmpretrain.data_tools.regions_labels import NONE
 from mmpretrain.data_tools.regions_shard import Job
 from mmpretrain.data_tools.stores import MATCHES, VG_COLUMNS, Record, Store, matched, number_of, open_store
 from mmpretrain.types import Regions
@@ -32,7 +33,7 @@ def _opened(path: str, classes: tuple[str, ...] | None) -> Store:
 def maker(options: Mapping[str, Any]) -> StoreMaker:
     """The maker of ``options``: store (path), classes (names or None), places (sample key -> locations)."""
     classes = tuple(options["classes"]) if options["classes"] else None
-    return StoreMaker(_opened(options["store"], classes), options["places"])
+    return StoreMaker(_opened(options["store"], classes), options["places"], options["background"])
 
 
 class StoreMaker:
@@ -41,10 +42,11 @@ class StoreMaker:
     Args:
         store: where records lie.
         places: locations of the records of each sample, one for each of its pictures.
+        background: the class that means none.
     """
 
-    def __init__(self, store: Store, places: Mapping[str, Sequence[Any]]) -> None:
-        self.store, self.places = store, places
+    def __init__(self, store: Store, places: Mapping[str, Sequence[Any]], background: int | None = None) -> None:
+        self.store, self.places, self.background = store, places, background
 
     def regions(self, jobs: Sequence[Job]) -> list[Regions | None]:
         return [self._one(job) for job in jobs]
@@ -55,16 +57,17 @@ class StoreMaker:
             return None
         parts, left = [], 0
         for place, (width, height) in zip(places, job.sizes):
-            parts.append(on_picture(self.store.read(place), height, width, left))
+            parts.append(on_picture(self.store.read(place), height, width, left, self.background))
             left += width
         return joined(parts, job.image.height, job.image.width)
 
 
-def on_picture(found: Record, height: int, width: int, left: int = 0) -> Regions:
+def on_picture(found: Record, height: int, width: int, left: int = 0, background: int | None = None) -> Regions:
     """The regions of a record on a picture of this size, which may be a smaller copy of the one that the record was made of.
 
     Args:
         left: where the picture begins among several side by side.
+        background: the column of class probabilities that means none of the classes, 0 or None.
 
     Raises:
         BadSample: the picture has another shape than the record's, or a box lies outside.
@@ -86,8 +89,8 @@ def on_picture(found: Record, height: int, width: int, left: int = 0) -> Regions
     probs = {name: getattr(found, name) for name in ("class_probs", "attribute_probs")}
     classes = found.classes
     if classes is None and probs["class_probs"] is not None:
-        skip = background_of(probs["class_probs"].shape[1], None)
-        classes = probs["class_probs"][:, (skip or 0) + (skip is not None) :].argmax(1) + (0 if skip is None else 1)
+        first = 0 if background is None else 1
+        classes = probs["class_probs"][:, first:].argmax(1) + first
     attributes = (
         found.attributes if found.attributes is not None or probs["attribute_probs"] is None else probs["attribute_probs"].argmax(1)
     )
@@ -118,14 +121,15 @@ def info_of(store: Store, first: Record, made_by: str, classes: Sequence[str] | 
     background = background_of(columns, names or None) if columns is not None else None
     if names and columns is not None and columns != len(names) + (background is not None):
         raise DataError(f"--classes has {len(names)} names, but the records have {columns} class probabilities")
-    if attributes and first.attribute_probs is not None and first.attribute_probs.shape[1] not in (len(attributes), len(attributes) + 1):
-        raise DataError(
-            f"--attributes has {len(attributes)} names, but the records have {first.attribute_probs.shape[1]} attribute probabilities"
-        )
+    kinds, most = tuple(attributes or ()), first.attribute_probs.shape[1] if first.attribute_probs is not None else None
+    if kinds and most is not None and most != len(kinds):
+        if most != len(kinds) + 1:
+            raise DataError(f"--attributes has {len(kinds)} names, but the records have {most} attribute probabilities")
+        kinds = (NONE, *kinds)
     if background is not None and names:
         names = ("background", *names)
     width = int(first.features.shape[1])
-    mark = json.dumps([made_by, width, columns, names, list(attributes or ())])
+    mark = json.dumps([made_by, width, columns, names, kinds])
     return RegionsInfo(
         kind="store",
         fingerprint=hashlib.sha256(mark.encode()).hexdigest(),
@@ -134,7 +138,7 @@ def info_of(store: Store, first: Record, made_by: str, classes: Sequence[str] | 
         boxes="store",
         classes=names or None,
         background=background,
-        attributes=tuple(attributes) if attributes else None,
+        attributes=kinds or None,
         options={"made_by": made_by},
     )
 
@@ -156,7 +160,7 @@ def places_of(path: Path, table: Mapping[str, str], locations: Mapping[str, Any]
         meta = reader.read_at(0, sample, images=False).meta if reader is not None else {}
         name = _name(key, meta, rule)
         names = [name] if count == 1 else [f"{name}-img{number}" for number in range(count)]
-        if name is not None and all(one in table for one in names):
+        if count and name is not None and all(one in table for one in names):
             found[key] = [locations[table[one]] for one in names]
     return found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpretrain.data.decode import assemble, decode_json
+from mmpretrain.data.regions_info import same_extractor, write_info
 from mmpretrain.data_tools.engine import run, stamp
 from mmpretrain.data_tools.shards import RawReader, fresh_folder, write_manifest, write_shard
 
@@ -85,7 +86,11 @@ def rewrite(
 
     Returns:
         part -> what the manifest says of its shards.
+
+    Raises:
+        DataError: regions of two extractors (``regions.json`` of the inputs), or ``out`` holds something else.
     """
+    extractor = same_extractor(path.parent for path in inputs)
     state = fresh_folder(out, STATE)
     stamps = [stamp(path) for path in inputs]
     items: dict[str, Any] = {}
@@ -110,5 +115,7 @@ def rewrite(
         found[name] = [facts for file, facts in written.items() if (Path(file).parent == Path(name or "."))]
         if found[name]:
             write_manifest(out / name, found[name], made)
+            if extractor is not None:
+                write_info(out / name, extractor)
     shutil.rmtree(state)
     return found

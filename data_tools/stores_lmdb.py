@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,25 @@ _NAMED = ("img_id", "image_id")
 _ARRAY = frozenset((b"nd", b"type", b"kind", b"shape", b"data"))
 
 
+class _Open:
+    """An open environment. LMDB wants one for each path and process, so that stores of one path share it."""
+
+    def __init__(self, path: Path) -> None:
+        lmdb = needs("lmdb")
+        try:
+            self.env = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_readers=1)
+        except lmdb.Error as error:
+            raise DataError(f"{path}: it cannot be opened as LMDB ({error})") from None
+        self.read = self.env.begin(buffers=True)
+
+    def __del__(self) -> None:
+        if hasattr(self, "env"):
+            self.env.close()
+
+
+_OPEN: weakref.WeakValueDictionary[Path, _Open] = weakref.WeakValueDictionary()
+
+
 class LmdbStore:
     """Implements ``stores.Store``; a location is the key of the database as text.
 
@@ -32,17 +52,11 @@ class LmdbStore:
     classes = None
 
     def __init__(self, path: Path) -> None:
-        lmdb = needs("lmdb")
         self.path = path.parent if path.name == "data.mdb" else path
-        try:
-            self._env = lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, max_readers=1)
-        except lmdb.Error as error:
-            raise DataError(f"{path}: it cannot be opened as LMDB ({error})") from None
-        self._read = self._env.begin(buffers=True)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_env"):
-            self._env.close()
+        name = self.path.resolve()
+        self._open = _OPEN.get(name) or _Open(self.path)
+        _OPEN[name] = self._open
+        self._read = self._open.read
 
     def _keys(self) -> list[bytes]:
         listed = self._read.get(b"__keys__")

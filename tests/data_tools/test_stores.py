@@ -221,3 +221,30 @@ def test_a_bomb_in_an_npz_is_refused_before_it_is_inflated():
     assert len(buffer.getvalue()) < 1 << 20
     with pytest.raises(BadSample, match="more than"):
         npz(buffer.getvalue())
+
+
+def test_names_and_the_background(tmp_path):
+    """Features of 1600 classes come with 1601 probabilities, the background first: here four names and five columns."""
+    pytest.importorskip("lmdb"), pytest.importorskip("msgpack")
+    write_tar(tmp_path / "in" / "0.tar", sample(0, key="img_0007"))
+    store = old_stores.uniter(tmp_path / "u.lmdb", KEYS)
+    (tmp_path / "c.txt").write_text("one\ntwo\nthree\nfour\n")
+    words = [
+        str(tmp_path / "in"),
+        "--store",
+        str(store),
+        "--made-by",
+        "x",
+        "--classes",
+        str(tmp_path / "c.txt"),
+        "--workers",
+        "1",
+        "--quiet",
+    ]
+    assert regions.main([*words, "--out", str(tmp_path / "out")]) == 0
+    info, found = read_info(tmp_path / "out"), decode_regions(ShardReader([tmp_path / "out" / "0.tar"]).read(0).regions)
+    assert info.background == 0 and info.classes == ("background", "one", "two", "three", "four")
+    assert found.classes.tolist() == (found.class_probs[:, 1:].argmax(1) + 1).tolist()
+    (tmp_path / "c.txt").write_text("one\n")
+    with pytest.raises(DataError, match="--classes has 1 names, but the records have 5"):
+        regions.main([*words, "--out", str(tmp_path / "no")])
