@@ -57,6 +57,7 @@ _TYPES = {
 }
 _REQUIRED = ("features", "boxes", "image_size")
 _END, _ENTRY, _LOCAL = struct.Struct("<4s4H2IH"), struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
+_FLAGS = 0x80E  # how hard it was packed, sizes behind the bytes, UTF-8 names; not encrypted, not patched
 _HEAD_MOST = 1024  # bytes of an array header
 _HEAD = re.compile(
     rb"\{\s*'descr':\s*'([^']{1,32})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(((?:\d{1,10},\s*)*(?:\d{1,10})?)\),?\s*\}\s*"
@@ -172,8 +173,8 @@ def _entry(data: bytes, at: int, end: int) -> tuple[str, _Array, int, int]:
     name = raw.decode("latin-1").removesuffix(".npy")
     if name not in _TYPES or raw != f"{name}.npy".encode():
         raise BadSample(f"regions: unknown array {raw.decode('latin-1')!r}")
-    if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BadSample(f"regions: {name} is encrypted or packed by method {method}; use numpy.savez or savez_compressed")
+    if flags & ~_FLAGS or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadSample(f"regions: {name} is packed by method {method} with flags {flags:#x}; use numpy.savez or savez_compressed")
     if header + _LOCAL.size > len(data):
         raise BadSample(f"regions: {name} lies outside the file")
     local, _, _, _, _, _, _, _, _, local_name, local_extra = _LOCAL.unpack_from(data, header)

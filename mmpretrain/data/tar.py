@@ -56,13 +56,14 @@ def members(data: mmap.mmap | bytes, path: str) -> Iterator[Member]:
             extended.update(_extended(info, bytes(data[body:end]), at, path))
             start = first
         else:
-            name, length = extended.pop("path", info.name), int(extended.pop("size", info.size))
+            name, length = extended.pop("path", None), int(extended.pop("size", info.size))
+            name = _plain(info.name, at, path) if name is None else name
             end = body + length if _has_body(info) else body
             if end > size:
                 raise DataError(
                     f"{path}: member {name!r} at offset {at} needs {end - size} bytes more than the file has: cut short; copy it again"
                 )
-            if info.type in _REGULAR and not name.endswith("/"):
+            if info.type in _REGULAR:
                 if any("sparse" in key for key in extended):
                     raise DataError(f"{path}: member {name!r} at offset {at} is sparse, which is not read")
                 yield Member(name, first, body, length)
@@ -78,9 +79,7 @@ def _has_body(info: tarfile.TarInfo) -> bool:
 
 def _header(block: bytes, at: int, path: str) -> tarfile.TarInfo:
     try:
-        info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: the member name at offset {at} is not UTF-8; write the shard again") from None
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # a long name is cut here, within a character maybe
     except tarfile.HeaderError:
         if at == 0:
             raise DataError(f"{path}: not a plain tar archive (compressed ones cannot be read at random; unpack it first)") from None
@@ -88,6 +87,11 @@ def _header(block: bytes, at: int, path: str) -> tarfile.TarInfo:
     if info.size < 0:
         raise DataError(f"{path}: damaged header at offset {at}: negative size")
     return info
+
+
+def _plain(name: str, at: int, path: str) -> str:
+    """The name in a header, where no extended one stands for it."""
+    return _utf8(name.encode("utf-8", "surrogateescape"), at, path, "member name")
 
 
 def _extended(info: tarfile.TarInfo, body: bytes, at: int, path: str) -> dict[str, str]:
@@ -108,11 +112,11 @@ def _extended(info: tarfile.TarInfo, body: bytes, at: int, path: str) -> dict[st
     return found
 
 
-def _utf8(data: bytes, at: int, path: str) -> str:
+def _utf8(data: bytes, at: int, path: str, what: str = "extended header") -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise DataError(f"{path}: the extended header at offset {at} is not UTF-8; write the shard again") from None
+        raise DataError(f"{path}: the {what} at offset {at} is not UTF-8; write the shard again") from None
 
 
 def _check_end(data: mmap.mmap | bytes, at: int, path: str) -> None:

@@ -58,6 +58,7 @@ def test_webdataset_reads_our_shards_and_agrees(tmp_path):
     ]
 
 
+@pytest.mark.fault(8, 18)
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_long_unicode_and_nested_keys_survive(tmp_path, format):
     keys = ["folder/with.dots/k1", "ключ-é-图", "x" * (90 if format == tarfile.USTAR_FORMAT else 300), "../k", "/abs/k"]
@@ -86,6 +87,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault(1, 2, 3)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_found_when_the_shard_is_indexed(shard, kind):
     damage, message = DAMAGE[kind]
@@ -95,6 +97,7 @@ def test_damage_is_found_when_the_shard_is_indexed(shard, kind):
     assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.fault(3)
 def test_every_flipped_header_byte_is_found_or_harmless(shard):
     good = shard.read_bytes()
     expected = indexes.build(shard)
@@ -110,6 +113,74 @@ def test_every_flipped_header_byte_is_found_or_harmless(shard):
             assert 148 <= place < 156 and found.digest == expected.digest
 
 
+def theirs(*paths):
+    """The samples that plain webdataset delivers with a handler that goes on, its default being to raise."""
+    wds = pytest.importorskip("webdataset")
+    return list(wds.WebDataset([str(path) for path in paths], shardshuffle=False, handler=wds.ignore_and_continue))
+
+
+SILENT = {  # damage -> samples of 8 that webdataset delivers without a word
+    "cut in a header": 5,
+    "cut at a member boundary": 5,
+    "cut between the picture and the text": 6,
+    "end blocks missing": 8,
+    "bit flipped in a header": 5,
+    "a header of zeros in the middle": 5,
+}
+
+
+@pytest.mark.fault(2, 3)
+@pytest.mark.parametrize("kind", SILENT)
+def test_what_webdataset_makes_of_the_same_damage(shard, kind):
+    wds = pytest.importorskip("webdataset")
+    DAMAGE[kind][0](shard, layout(shard))
+    found = list(wds.WebDataset(str(shard), shardshuffle=False))  # its default handler raises errors: there is none
+    assert len(found) == SILENT[kind]
+
+
+@pytest.mark.fault(1)
+def test_webdataset_raises_at_a_cut_payload_or_drops_the_rest(shard):
+    cut(shard, layout(shard)[15][1] + 10)
+    with pytest.raises(tarfile.ReadError):
+        list(pytest.importorskip("webdataset").WebDataset(str(shard), shardshuffle=False))
+    assert len(theirs(shard)) == 5
+
+
+@pytest.mark.fault(5)
+def test_webdataset_mixes_a_cut_shard_with_the_next(tmp_path):
+    folder = write_shards(tmp_path, (4,))
+    second = write_tar(folder / "00001.tar", [member for n in range(10, 14) for member in sample(n, f"k{n - 10 + 3:05d}")])
+    cut(folder / "00000.tar", layout(folder / "00000.tar")[10][1] + 3)  # within the text of the last sample, whose key comes again
+    mixed = next(found for found in theirs(folder / "00000.tar", second) if found["__key__"] == "k00003")
+    assert mixed["png"] == picture(3) and json.loads(mixed["json"])["number"] == 10
+
+
+@pytest.mark.fault(6)
+def test_webdataset_raises_at_duplicates_or_drops_the_group(tmp_path):
+    a = sample(0)
+    path = write_tar(tmp_path / "1.tar", [a[0], a[1], a[0], *sample(1)])
+    with pytest.raises(ValueError, match="duplicate"):
+        list(pytest.importorskip("webdataset").WebDataset(str(path), shardshuffle=False))
+
+
+@pytest.mark.fault(7, 8)
+def test_webdataset_splits_samples_and_keys_with_dots_silently(tmp_path):
+    a, b = sample(0), sample(1)
+    assert len(theirs(write_tar(tmp_path / "2.tar", [a[0], b[0], a[1], b[1]]))) == 4
+    (found,) = theirs(write_tar(tmp_path / "3.tar", sample(0, "v1.5_img")))
+    assert found["__key__"] == "v1" and "5_img.png" in found and "png" not in found
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_long_name_that_is_cut_within_a_character_survives(tmp_path, format):
+    keys = ["x" * shift + "é" * 120 for shift in range(3)]  # found by fuzzing: the short name beside the long one is no UTF-8
+    path = write_tar(tmp_path / "s.tar", [member for n, key in enumerate(keys) for member in sample(n, key)], format)
+    reader = ShardReader([path])
+    assert [reader.read(n).key for n in range(3)] == keys
+
+
+@pytest.mark.fault(5)
 def test_a_damaged_shard_never_mixes_with_the_next(tmp_path):
     folder = write_shards(tmp_path, (4,))
     second = write_tar(folder / "00001.tar", [member for n in range(10, 14) for member in sample(n, f"k{n - 10:05d}")])  # equal keys
@@ -120,6 +191,7 @@ def test_a_damaged_shard_never_mixes_with_the_next(tmp_path):
         ShardReader([folder / "00000.tar", second])
 
 
+@pytest.mark.fault(6, 7, 8)
 def test_duplicates_strays_and_dotted_keys_are_errors(tmp_path):
     a, b = sample(0), sample(1)
     with pytest.raises(DataError, match="key 'k00000' has two members 'png'"):
@@ -135,6 +207,7 @@ def test_duplicates_strays_and_dotted_keys_are_errors(tmp_path):
         ShardReader([tmp_path / "5.tar"])
 
 
+@pytest.mark.fault(4)
 def test_payload_damage_is_a_bad_sample_that_names_shard_and_key(shard):
     reader = ShardReader([shard])
     members = layout(shard)
@@ -145,6 +218,7 @@ def test_payload_damage_is_a_bad_sample_that_names_shard_and_key(shard):
     assert reader.read(2).key == "k00002"
 
 
+@pytest.mark.fault(9, 19)
 def test_incomplete_and_unreadable_samples_are_counted(tmp_path):
     members = [
         *sample(0),
