@@ -39,7 +39,7 @@ from mmpretrain.train.signals import Preemption
 
 STEPS, WORLD = 24, 2
 REACH = 8  # a kill falls into one of so many steps
-BALLAST = 300_000  # float32 numbers in the state, so that a save takes about as long as the steps between two
+BALLAST = 1_000_000  # float32 numbers in the state, so that a save takes about as long as the steps between two
 
 
 class Signs:
@@ -175,6 +175,11 @@ def look(folder: Path) -> Found:
         return Found([*bad, str(error)], 0)
 
 
+def writing(folder: Path) -> bool:
+    """Whether a file of a save has another name still."""
+    return any((folder / "checkpoints").glob(".*.tmp-*"))
+
+
 def strike(folder: Path, tmpdir: Path, dice: random.Random, in_save: bool) -> tuple[bool, bool]:
     """One start and one kill.
 
@@ -185,7 +190,7 @@ def strike(folder: Path, tmpdir: Path, dice: random.Random, in_save: bool) -> tu
     if alive := wait(pids, lambda: signs.read()["steps"]):
         first = signs.read()["steps"]
         what, number = ("saves", 1 + dice.randrange(2)) if in_save else ("steps", min(STEPS, first + dice.randrange(REACH)))
-        alive = wait(pids, lambda: signs.read()[what] >= number)
+        alive = wait(pids, lambda: signs.read()[what] >= number and (not in_save or writing(folder)))
     if alive:
         time.sleep(dice.random() * (signs.read()["save_s" if in_save else "step_s"] or 0.02))
     if ended(pids) is not None:
@@ -193,7 +198,7 @@ def strike(folder: Path, tmpdir: Path, dice: random.Random, in_save: bool) -> tu
         if any(codes):
             raise RuntimeError(f"the ranks ended with {codes}:\n{(folder / 'rank-0.log').read_text()[-3000:]}")
         return False, False
-    inside = any((folder / "checkpoints").glob(".*.tmp-*"))
+    inside = writing(folder)
     kill(pids)
     return True, inside
 
