@@ -1,0 +1,221 @@
+"""Nothing in a shard is executed and no bomb takes memory: each case in a process of its own, with an audit hook, webdataset beside it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.pictures import REFUSED, bomb_png
+from helpers.shards import picture, sample, write_tar
+
+from mmpretrain.data.reader import ShardReader
+
+WATCHED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "pickle.find_class")
+
+
+class Canary:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def poison(path: Path) -> bytes:
+    return pickle.dumps(Canary(path))
+
+
+def torch_file(path: Path) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(Canary(path), buffer)
+    return buffer.getvalue()
+
+
+CANARIES = {  # extension of the member -> its bytes
+    "pyd": poison,
+    "pickle": poison,
+    "pkl": poison,
+    "pth": torch_file,
+    "pkl.gz": lambda path: gzip.compress(poison(path)),
+    "meta.pyd": poison,
+    "pipe:": None,  # no member: a command for an address
+    "jpg": lambda path: REFUSED["PostScript"],  # EPS, for which Pillow would start Ghostscript
+}
+
+HOOK = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+started = []
+sys.addaudithook(lambda event, arguments: started.append(event) if event in WATCHED else None)
+"""
+OURS = """
+from mmpretrain.data.codec import codec
+from mmpretrain.data.errors import DataError
+from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.sources import expand
+for kind, source in json.loads(sys.argv[1]).items():
+    started.clear()
+    said = "read"
+    try:
+        reader = ShardReader(expand(source))
+        for number in range(len(reader)):
+            for data in reader.read(number).images:
+                for name in ("pil", "simplejpeg"):
+                    codec(name).decode(data)
+    except DataError as error:
+        said = str(error)
+    print(json.dumps([kind, said, started]))
+"""
+THEIRS = """
+import webdataset as wds
+for kind, source in json.loads(sys.argv[1]).items():
+    try:
+        list(wds.WebDataset(source, shardshuffle=False).decode("pil"))
+    except Exception as error:
+        print(kind, error)
+"""
+
+
+def child(script: str, sources: dict[str, str]) -> list[str]:
+    """The lines that a process of its own prints for these sources."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", HOOK.replace("WATCHED", repr(WATCHED)) + script, json.dumps(sources)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
+
+
+def shards(folder: Path) -> dict[str, str]:
+    """Canary -> the address of a shard with one sound sample and the poison, which would make the folder ``canaries/NUMBER``."""
+    (folder / "canaries").mkdir()
+    found = {}
+    for number, (kind, make) in enumerate(CANARIES.items()):
+        canary = folder / "canaries" / str(number)
+        if kind == "pipe:":
+            found[kind] = f"pipe:mkdir {canary}"
+            continue
+        bad = [("k00001.txt", b"words"), *([("k00001.png", picture(1))] if kind != "jpg" else [])]
+        found[kind] = str(write_tar(folder / f"{number}.tar", [*sample(0), *bad, (f"k00001.{kind}", make(canary))]))
+    return found
+
+
+@pytest.mark.fault(15, 16, 17)
+def test_eight_canaries_stay_untouched(tmp_path):
+    said = {kind: (message, started) for kind, message, started in map(json.loads, child(OURS, shards(tmp_path)))}
+    assert set(said) == set(CANARIES) and all(started == [] for _, started in said.values()), said
+    assert list((tmp_path / "canaries").iterdir()) == []
+    assert {kind for kind, (message, _) in said.items() if message != "read"} == {"pipe:", "jpg"}
+
+
+@pytest.mark.fault(15, 16)
+def test_the_canaries_sing_in_webdataset(tmp_path):
+    pytest.importorskip("webdataset")
+    child(THEIRS, shards(tmp_path))
+    dead = {kind for number, kind in enumerate(CANARIES) if not (tmp_path / "canaries" / str(number)).exists()}
+    assert dead == {"jpg"}  # Pillow looks for Ghostscript, whose absence is an error
+
+
+@pytest.mark.fault(15, 20)
+def test_arrays_of_objects_are_ignored_and_said(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Canary(tmp_path / "canary")], dtype=object), allow_pickle=True)
+    reader = ShardReader([write_tar(tmp_path / "s.tar", [*sample(0), ("k00000.npy", buffer.getvalue())])])
+    assert reader.indexes[0].ignored == {"npy": 1} and not (tmp_path / "canary").exists()
+
+
+def npz_bomb() -> bytes:
+    """A file of a few hundred kilobytes that announces 96 MiB of features."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("features.npy", "w", force_zip64=True) as file:
+        for _ in range(96):
+            file.write(bytes(1 << 20))
+    return buffer.getvalue()
+
+
+def lying_npz() -> bytes:
+    """The same, announcing 1 KB."""
+    data = bytearray(npz_bomb())
+    at = data.rindex(b"PK\1\2")
+    data[at + 24 : at + 28] = (1024).to_bytes(4, "little")
+    return bytes(data)
+
+
+BOMBS = {
+    "png": ("image", lambda: bomb_png(12000)),
+    "gz": ("image", lambda: gzip.compress(bytes(100_000_000), 1)),
+    "json": ("json", lambda: b'{"a":' + b"[" * 2_000_000 + b"]" * 2_000_000 + b"}"),
+    "text": ("text", lambda: b"x" * 50_000_000),
+    "npz": ("regions", npz_bomb),
+    "lying npz": ("regions", lying_npz),
+}
+MEASURE = """
+import json, resource, sys
+from mmpretrain.data.codec import codec
+from mmpretrain.data.decode import decode_json, decode_text
+from mmpretrain.data.errors import BadSample
+from mmpretrain.data.regions import decode_regions
+images = [codec("pil").decode, codec("simplejpeg").decode]
+reads = {"image": images, "json": [decode_json], "text": [decode_text], "regions": [decode_regions]}
+for kind, file in json.loads(sys.argv[1]):
+    data = open(file, "rb").read()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in reads[kind]:
+        try:
+            read(data)
+        except BadSample:
+            print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    del data
+"""
+
+
+@pytest.mark.fault(14)
+def test_bombs_are_refused_in_little_memory(tmp_path):
+    files = []
+    for number, (kind, make) in enumerate(BOMBS.values()):  # the larger a file, the later: the peak must not hide what comes after
+        (tmp_path / str(number)).write_bytes(make())
+        files.append((kind, str(tmp_path / str(number))))
+    files.sort(key=lambda entry: Path(entry[1]).stat().st_size)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", MEASURE, json.dumps(files)]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.split()
+    assert len(said) == len(BOMBS) + 2 and all(int(mebibytes) < 64 for mebibytes in said), said  # two pictures, two decoders
+
+
+@pytest.mark.fault(18)
+def test_names_with_parents_and_roots_make_no_file(tmp_path):
+    members = [(f"{folder}k.{name}", data) for folder in ("../../", "/abs/") for name, data in (("png", picture(0)), ("txt", b"words"))]
+    reader = ShardReader([write_tar(tmp_path / "set" / "s.tar", members)])
+    assert [reader.read(number).key for number in range(2)] == ["../../k", "/abs/k"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["s.tar", "s.tar.idx.npz", "set"]
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize(
+    "data,text",
+    [
+        ("\ufeffwith a mark".encode(), "with a mark"),
+        ("قطة على سجادة".encode(), "قطة على سجادة"),
+        ("\u202eright to left\u202c".encode(), "\u202eright to left\u202c"),
+        (b"a\0b", None),
+        (b"caf\xe9", None),
+        (json.dumps({"captions": ["\ud800"]}).encode(), None),
+    ],
+)
+def test_captions_are_utf8_or_refused(data, text, tmp_path):
+    name = "json" if data.startswith(b"{") else "txt"
+    reader = ShardReader([write_tar(tmp_path / "s.tar", [*sample(0), ("x.png", picture(1)), (f"x.{name}", data)])])
+    if text is None:
+        assert reader.indexes[0].bad == 1 and reader.indexes[0].captions_S.tolist() == [2, 0]
+    else:
+        assert reader.read(1).captions == (text,)
