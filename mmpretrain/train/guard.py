@@ -87,7 +87,7 @@ class StepGuard:
     ) -> None:
         self.on_nonfinite, self.on_spike, self.max_skips = on_nonfinite, on_spike, max_skips
         self.spikes = Spikes()
-        self.in_a_row = 0
+        self.in_a_row = self.logged = 0
         self.wants_rollback = False
         self.pending: deque[Verdict] = deque()
 
@@ -136,7 +136,9 @@ class StepGuard:
         facts = {"at": verdict.step, "loss": loss, "grad_norm": norm, "policy": policy, "samples": len(keys), "keys": keys[:_NAMED]}
         events.note(trainer, "nonfinite" if bad else "spike", **facts)
         if policy == "log":
-            rank_zero_warn(message)
+            self.logged += 1
+            if self.logged & (self.logged - 1) == 0:  # the 1st, 2nd, 4th, ...; all of them are in the file
+                rank_zero_warn(f"{message}. {self.logged} so far in this run, written to {events.FILE}")
             return True
         self.in_a_row += 1
         if policy == "stop":
