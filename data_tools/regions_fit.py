@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,10 @@ from mmpretrain.data_tools.regions_measure import calibrate, measure
 from mmpretrain.data_tools.regions_net import Config, RegionNet, deltas_to, pixels_of, save_extractor, windows
 
 _JITTERS = 2  # moved copies of each labelled box
-_NEGATIVES = 4  # windows for each labelled box, half of them beside one
-_HIGH, _LOW, _SAME = 0.5, 0.4, 0.7  # overlaps: a thing; none; near enough for its class
-_WEIGHTS = {"objectness": 1.0, "deltas": 1.0}
+_MOVED = 0.3  # parts of a side by which the corners of copies move, at most
+_WINDOWS = 4  # windows for each labelled box, half of them overlapping one
+_TIGHT, _LOOSE, _NEAR, _SAME = 0.6, 0.5, 0.4, 0.7  # overlaps: a thing; none; to be corrected; near enough for its class
+_DELTA_WEIGHT = 5.0
 _SIZES = (48, 160)  # shorter side of pictures, least and most
 
 
@@ -61,28 +62,37 @@ class Picture(NamedTuple):
     targets: Tensor  # int64 (G, 1 + kinds)
 
 
-def _read(sources: Sequence[str], most: int) -> Iterator[tuple[str, Any, list[Thing]]]:
-    """(key, RGB picture, labelled boxes) of samples that have both, at most ``most``, evenly spread."""
-    reader = ShardReader(expand(sources))
+class _Labelled(NamedTuple):
+    """A sample with labelled boxes, without its pixels."""
+
+    number: int  # in its reader
+    size: tuple[int, int]  # (width, height) of the picture, several side by side
+    things: list[Thing]
+
+
+def _labelled(reader: ShardReader, most: int) -> list[_Labelled]:
+    """The samples that have pictures and labelled boxes, at most ``most``, evenly spread."""
+    found = []
     for number in np.linspace(0, len(reader) - 1, min(most, len(reader))).astype(int).tolist():
         sample = reader.read(number)
-        if not sample.images:
-            continue
         try:
-            images = [decode_image(data) for data in sample.images]
-            labelled = things(sample.meta, [image.size for image in images])
+            sizes = [decode_image(data).size for data in sample.images]
+            labelled = things(sample.meta, sizes)
         except BadSample as error:
             raise BadSample(f"{reader.name(*reader.locate(number))}: {error}") from None
         if labelled:
-            yield sample.key, join(images), labelled
+            found.append(_Labelled(number, (sum(width for width, _ in sizes), max(height for _, height in sizes)), labelled))
+    return found
 
 
-def _pictures(read: Iterable[tuple[str, Any, list[Thing]]], vocabulary: Vocabulary, size: int) -> list[Picture]:
+def _pictures(reader: ShardReader, found: Sequence[_Labelled], vocabulary: Vocabulary, size: int) -> list[Picture]:
+    """The samples with pixels, shorter side ``size``."""
     made = []
-    for key, image, labelled in read:
-        pixels, sx, sy = pixels_of(image, size)
-        boxes = torch.tensor([thing.box for thing in labelled]) * torch.tensor([sx, sy, sx, sy])
-        made.append(Picture(key, pixels, boxes, torch.tensor([vocabulary.targets(thing) for thing in labelled])))
+    for one in found:
+        sample = reader.read(one.number)
+        pixels, sx, sy = pixels_of(join([decode_image(data) for data in sample.images]), size)
+        boxes = torch.tensor([thing.box for thing in one.things]) * torch.tensor([sx, sy, sx, sy])
+        made.append(Picture(sample.key, pixels, boxes, torch.tensor([vocabulary.targets(thing) for thing in one.things])))
     return made
 
 
@@ -91,10 +101,10 @@ def _part(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:6], "big") / 2**48
 
 
-def _window_shapes(found: Sequence[tuple[str, Any, list[Thing]]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _window_shapes(found: Sequence[_Labelled]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(sides in shorter sides, height / width) that windows need to meet the labelled boxes."""
-    sides = np.array([(t.box[2] - t.box[0], t.box[3] - t.box[1]) for _, _, labelled in found for t in labelled])
-    short = np.array([min(image.size) for _, image, labelled in found for _ in labelled])
+    sides = np.array([(t.box[2] - t.box[0], t.box[3] - t.box[1]) for one in found for t in one.things])
+    short = np.array([min(one.size) for one in found for _ in one.things])
     scales: list[float] = []
     for scale in np.quantile(np.sqrt(sides.prod(1)) / short, (0.1, 0.5, 0.9)).tolist():
         if not scales or scale > scales[-1] * 1.25:
@@ -110,11 +120,11 @@ def _drawn(picture: Picture, grid: Tensor, rng: torch.Generator) -> tuple[Tensor
     height, width = picture.pixels.shape[1:]
     copies = boxes.repeat(_JITTERS, 1)
     sides = (copies[:, 2:] - copies[:, :2]).repeat(1, 2)
-    copies = copies + (torch.rand(copies.shape, generator=rng) - 0.5) * 0.5 * sides
-    mixed = grid[torch.randperm(len(grid), generator=rng)]
-    meets = box_iou(mixed, boxes).amax(1)
-    beside, many = (meets > 0) & (meets < _LOW), _NEGATIVES * len(boxes) // 2
-    drawn = torch.cat((boxes, copies, mixed[beside][:many], mixed[:many]))
+    amounts = torch.rand(len(copies), 1, generator=rng) * 2 * _MOVED
+    copies = copies + (torch.rand(copies.shape, generator=rng) - 0.5) * amounts * sides
+    mixed, many = grid[torch.randperm(len(grid), generator=rng)], _WINDOWS * len(boxes) // 2
+    overlapping = box_iou(mixed, boxes).amax(1) > 0
+    drawn = torch.cat((boxes, copies, mixed[overlapping][:many], mixed[:many]))
     drawn = torch.stack(
         (drawn[:, 0].clamp(0, width - 1), drawn[:, 1].clamp(0, height - 1), drawn[:, 2].clamp(max=width), drawn[:, 3].clamp(max=height)), 1
     )
@@ -145,16 +155,16 @@ def loss_of(net: RegionNet, pictures: Sequence[Picture], rng: torch.Generator) -
         sides.append(torch.tensor([[float(width), float(height)]]).expand(len(drawn), 2))
     rows, labels, overlap = torch.cat(boxes), torch.cat(targets), torch.cat(overlaps)
     heads = net.heads(net(batch_of(pictures)), rows, torch.cat(sides))
-    near, thing, none = overlap >= _SAME, overlap >= _HIGH, overlap < _LOW
     total = heads.features.new_zeros(())
     for kind, logits in enumerate(heads.labels):
-        target = torch.where(near, labels[:, kind], -1)
+        target = torch.where(overlap >= _SAME, labels[:, kind], -1)
         if (target >= 0).any():
             total = total + F.cross_entropy(logits, target, ignore_index=-1)
-    clear = thing | none
-    total = total + _WEIGHTS["objectness"] * F.binary_cross_entropy_with_logits(heads.objectness[clear], thing[clear].float())
-    deltas = deltas_to(rows[thing, 1:], torch.cat(wanted)[thing])
-    return total + _WEIGHTS["deltas"] * F.smooth_l1_loss(heads.deltas[thing], deltas, beta=0.1)
+    clear = (overlap >= _TIGHT) | (overlap < _LOOSE)
+    total = total + F.binary_cross_entropy_with_logits(heads.objectness[clear], (overlap[clear] >= _TIGHT).float())
+    near = overlap >= _NEAR
+    deltas = deltas_to(rows[near, 1:], torch.cat(wanted)[near])
+    return total + _DELTA_WEIGHT * F.smooth_l1_loss(heads.deltas[near], deltas, beta=0.1)
 
 
 def train(pictures: Sequence[Picture], config: Config, options: Options, report: Callable[[int, int, float], None]) -> RegionNet:
@@ -200,14 +210,15 @@ def fit(sources: Sequence[str], out: Path, held_out: Sequence[str], options: Opt
     if out.suffix != ".safetensors":
         raise DataError(f"--fit: {out} must end in .safetensors; its JSON is written beside it")
     began = time.monotonic()
-    read = list(_read(sources, options.samples))
-    vocabulary = learn(thing for _, _, labelled in read for thing in labelled)
-    size = options.size or int(np.clip(np.median([min(image.size) for _, image, _ in read]), *_SIZES))
-    scales, ratios = _window_shapes(read)
-    config = Config(vocabulary, size, options.width, scales, ratios)
-    pictures = _pictures(read, vocabulary, size)
+    reader = ShardReader(expand(sources))
+    found = _labelled(reader, options.samples)
+    vocabulary = learn(thing for one in found for thing in one.things)
+    size = options.size or int(np.clip(np.median([min(one.size) for one in found]), *_SIZES))
+    config = Config(vocabulary, size, options.width, *_window_shapes(found))
+    pictures = _pictures(reader, found, vocabulary, size)
     if held_out:
-        tests = {source: _pictures(_read([source], options.samples), vocabulary, size) for source in held_out}
+        readers = {source: ShardReader(expand(source)) for source in held_out}
+        tests = {name: _pictures(one, _labelled(one, options.samples), vocabulary, size) for name, one in readers.items()}
         rest = pictures
     else:
         tests = {"a tenth": [picture for picture in pictures if _part(picture.key) < 0.1]}

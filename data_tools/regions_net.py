@@ -1,10 +1,10 @@
 """The small region extractor: a convolutional network over the whole picture, RoIAlign, one hidden layer, heads. Its file is safetensors.
 
 A picture is scaled so that its shorter side is ``size``; three convolutions give a map of half that resolution; the 7 x 7 cells of a box
-and its size relative to the picture go through one linear layer and ReLU: these ``width`` values are the feature of the region. Heads:
-class, one softmax for each kind of attribute, objectness, and a correction of the box (the four numbers of Faster R-CNN, arXiv 1506.01497,
-section 3.1.2). Temperatures fitted on data that training did not see (Guo et al., arXiv 1706.04599) divide the logits of class and
-attributes.
+with a fifth of its sides around it, and its size relative to the picture, go through one linear layer and ReLU: these ``width`` values are
+the feature of the region. Heads: class, one softmax for each kind of attribute, objectness, and a correction of the box (the four numbers
+of Faster R-CNN, arXiv 1506.01497, section 3.1.2). Temperatures fitted on data that training did not see (Guo et al., arXiv 1706.04599)
+divide the logits of class and attributes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from mmpretrain.data_tools.regions_labels import Vocabulary
 
 VERSION = 1
 CELLS = 7
+_MARGIN = 0.2  # parts of a side that are seen around a box: whether it is tight shows there
 STRIDE = 2
 _LONGEST = 6  # a picture's longer side is at most so many times its shorter one
-_WINDOWS_KEPT = 300  # best windows whose boxes are corrected
+_WINDOWS_KEPT = 200  # best windows whose boxes are corrected
+_CORRECTIONS = 2  # times that they are
 _CHUNK = 2048  # boxes pooled at a time, to bound memory
 _DELTA_MOST = math.log(4.0)
 _CHANNELS = (24, 48, 64)
@@ -110,7 +112,9 @@ class RegionNet(nn.Module):
             boxes_N5: picture of the batch and x1 y1 x2 y2, in pixels of the scaled picture.
             sides_N2: width and height of the picture of each box.
         """
-        cells = roi_align(map_BCHW, boxes_N5, CELLS, spatial_scale=1 / STRIDE, sampling_ratio=2, aligned=True).flatten(1)
+        margin = (boxes_N5[:, 3:5] - boxes_N5[:, 1:3]) * _MARGIN
+        around = torch.cat((boxes_N5[:, :1], boxes_N5[:, 1:3] - margin, boxes_N5[:, 3:5] + margin), 1)
+        cells = roi_align(map_BCHW, around, CELLS, spatial_scale=1 / STRIDE, sampling_ratio=2, aligned=True).flatten(1)
         wide = (boxes_N5[:, 3:5] - boxes_N5[:, 1:3]) / sides_N2.amin(1, keepdim=True)  # in shorter sides
         shape = torch.cat((wide, wide.clamp_min(1e-3).log()), 1)
         features = torch.relu(self.hidden(torch.cat((cells, shape), 1)))
@@ -203,15 +207,16 @@ class Extractor:
 
     @torch.inference_mode()
     def propose(self, map_1CHW: Tensor, width: int, height: int, nms: float) -> tuple[Tensor, Tensor]:
-        """Boxes (N, 4) and their objectness (N,), best first: the best windows, corrected once, after non-maximum suppression."""
+        """Boxes (N, 4) and their objectness (N,), best first: the best windows, corrected twice, after non-maximum suppression."""
         grid = windows(width, height, self.config)
-        first = self.describe(map_1CHW, grid, width, height)
-        best = first.objectness.topk(min(_WINDOWS_KEPT, len(grid))).indices
-        boxes = clip_boxes_to_image(apply_deltas(grid[best], first.deltas[best]), (height, width))
-        boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1]
-        if not len(boxes):
-            boxes = grid[:1]
-        scores = self.describe(map_1CHW, boxes, width, height).objectness.sigmoid()
+        boxes, found = grid, self.describe(map_1CHW, grid, width, height)
+        for _ in range(_CORRECTIONS):
+            best = found.objectness.topk(min(_WINDOWS_KEPT, len(boxes))).indices
+            moved = clip_boxes_to_image(apply_deltas(boxes[best], found.deltas[best]), (height, width))
+            moved = moved[(moved[:, 2:] - moved[:, :2]).amin(1) >= 1]
+            boxes = moved if len(moved) else grid[:1]
+            found = self.describe(map_1CHW, boxes, width, height)
+        scores = found.objectness.sigmoid()
         kept = batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64), nms)
         return boxes[kept], scores[kept]
 
