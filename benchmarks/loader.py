@@ -3,9 +3,10 @@
     python benchmarks/loader.py --workers 1 --batch 64
     MMPRETRAIN_REAL_SHARDS=/path/to/shards python benchmarks/loader.py --set coco_cc --batch 25
 
-Both sides decode with Pillow, resize to a square and tokenise one caption of each sample, drawn from all it has; what they deliver is
-compared. webdataset shuffles shards and a buffer of 1000 samples, ours permutes the whole set and can continue at any step. Passes over the
-set take turns; the first of each side is not counted, and neither is starting the workers, which stay.
+Both sides resize to a square and tokenise one caption of each sample, drawn from all it has; what they deliver is compared. webdataset's
+side is its default path: Pillow decodes and resizes. Ours takes ``--decoder``: ``auto``, its default path, or ``pil``, the same pixels.
+webdataset shuffles shards and a buffer of 1000 samples, ours permutes the whole set and can continue at any step. Passes over the set take
+turns; the first of each side is not counted, and neither is starting the workers, which stay.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ class Ours:
     """Passes over the set with ``ShardData``."""
 
     def __init__(self, folder: Path, args: argparse.Namespace) -> None:
-        image = ImageTransform("squash", args.size, normalize="clip")
+        image = ImageTransform("squash", args.size, normalize="clip", decoder=args.decoder)
         self.data = ShardData(
             str(folder), batch_size=args.batch, text=TextOptions("clip"), max_tokens=77, image=image, workers=args.workers
         )
@@ -83,7 +85,7 @@ class Theirs:
             .shuffle(BUFFER)
             .decode("pil")
             .to_tuple("__key__", "jpg;jpeg;png;webp", "json")
-            .map(Convert(ours.data.transform, ours.data.tokenizer))
+            .map(Convert(replace(ours.data.transform, decoder="pil"), ours.data.tokenizer))
             .batched(args.batch, collation_fn=stack, partial=False)
         )
         stay = {"persistent_workers": True, "prefetch_factor": ours.data.prefetch} if args.workers else {}
@@ -140,6 +142,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2048, help="of the generated scenes")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    parser.add_argument("--decoder", default="auto", choices=["auto", "pil", "simplejpeg"], help="of our side")
     parser.add_argument("--workers", type=int, default=1, help="processes of each side")
     parser.add_argument("--passes", type=int, default=4, help="passes of each side that are counted")
     args = parser.parse_args()
@@ -147,6 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(shards(args, Path(folder)), args)
         theirs = Theirs(ours, args)
+        decoder = ours.data.transform.decoder
         count, equal = same(ours, theirs)  # the first pass, which starts the workers
         rows = []
         for i in range(args.passes):
@@ -154,7 +158,7 @@ def main() -> None:
             a, b = rate(first), rate(second)
             rows.append((a, b) if first is ours else (b, a))
     ratios = sorted(a / b for a, b in rows)
-    print(f"\n{args.set}, {count} samples, batch {args.batch}, {args.size} x {args.size} pixels, {args.workers} workers")
+    print(f"\n{args.set}, {count} samples, batch {args.batch}, {args.size} x {args.size} pixels, {args.workers} workers, decoder {decoder}")
     print(f"  outputs: {equal:.0%} of the pictures are equal to the last bit, every text is a caption of its sample")
     print(f"  ours {statistics.median(a for a, _ in rows):.0f} samples/s, webdataset {statistics.median(b for _, b in rows):.0f} samples/s")
     print(f"  measured ratio {statistics.median(ratios):.2f}x (smallest {ratios[0]:.2f}, largest {ratios[-1]:.2f})")

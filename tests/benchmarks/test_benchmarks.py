@@ -38,8 +38,14 @@ def test_steps_agree_and_are_timed(script: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_loaders_deliver_the_same(workers: str) -> None:
-    shown = run("loader.py", "--samples", "32", "--batch", "4", "--size", "32", "--passes", "1", "--workers", workers)
+    shown = run("loader.py", "--samples", "32", "--batch", "4", "--size", "32", "--passes", "1", "--workers", workers, "--decoder", "pil")
     assert "scenes, 32 samples" in shown and "100% of the pictures are equal" in shown and "measured ratio" in shown
+
+
+@pytest.mark.slow
+def test_decoders_are_timed() -> None:
+    shown = run("decode.py", "--passes", "1", "--size", "32", MMPRETRAIN_REAL_SHARDS="")
+    assert "generated, 32 JPEGs" in shown and re.search(r"ratio [\d.]+x", shown) and re.search(r"largest \d, mean 0\.\d+", shown)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -91,7 +92,10 @@ def check_regions(data: bytes, ignore_checksums: bool = False) -> Regions | None
     for name, one, other in zip(found._fields, found, again, strict=True):
         assert (one is None and other is None) or np.array_equal(one, other), name
     if not ignore_checksums:
-        with np.load(io.BytesIO(data), allow_pickle=False) as theirs:
-            for name in set(theirs) - {"boxes"}:  # boxes are clipped
-                assert np.array_equal(theirs[name], getattr(found, name)), name
+        try:
+            theirs = dict(np.load(io.BytesIO(data), allow_pickle=False))
+        except (NotImplementedError, zipfile.BadZipFile):  # fields that we do not read: versions, times, extras
+            return found
+        for name in set(theirs) - {"boxes"}:  # boxes are clipped
+            assert np.array_equal(theirs[name], getattr(found, name)), name
     return found
