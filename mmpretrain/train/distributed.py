@@ -48,7 +48,7 @@ def max_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-_host: tuple[Any, Any] | None = None  # the default process group, and one of gloo beside it
+_host: tuple[Any, dist.ProcessGroup | None] | None = None  # the default process group, and one of gloo beside it
 
 
 def host_max(value: int) -> int:
@@ -58,7 +58,8 @@ def host_max(value: int) -> int:
         return value
     if _host is None or _host[0] is not dist.group.WORLD:
         known = "gloo" in str(dist.get_backend()) or "gloo" in str(dist.get_backend_config())
-        _host = (dist.group.WORLD, None if known else dist.new_group(backend="gloo"))
+        made: Any = None if known else dist.new_group(backend="gloo")
+        _host = (dist.group.WORLD, made)
     box = torch.tensor([value])
     dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_host[1])
     return int(box)

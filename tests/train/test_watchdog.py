@@ -129,7 +129,7 @@ class Hangs(pl.Callback):
             time.sleep(300)
 
 quiet()
-trainer(5, [Hangs(), Watchdog(seconds=4.0, stop=True)], strategy="ddp", devices=2).fit(build(), datamodule=FakeData())
+trainer(5, [Watchdog(seconds=4.0, stop=True), Hangs()], strategy="ddp", devices=2).fit(build(), datamodule=FakeData())
 """
 
 
