@@ -66,7 +66,7 @@ class Codec(Protocol, Generic[P]):
 class Pillow:
     """Pictures are ``PIL.Image.Image`` of mode RGB."""
 
-    name = "pil"
+    name: ClassVar[str] = "pil"
 
     def decode(self, data: bytes) -> Image.Image:
         return decode_image(data)
@@ -101,7 +101,7 @@ class Pillow:
 class Tensors:
     """Pictures are uint8 tensors (3, H, W), channels last in memory."""
 
-    name = "simplejpeg"
+    name: ClassVar[str] = "simplejpeg"
 
     def decode(self, data: bytes) -> Tensor:
         size = _jpeg_size(data)
