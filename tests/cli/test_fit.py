@@ -69,6 +69,8 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
 
     inside = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["mmpretrain"]["config"]
     assert inside == yaml.safe_load((run / "config.yaml").read_text())
+    made_by = json.loads((run / "environment.json").read_text())["pictures"]
+    assert made_by["decoder"] == inside["data"]["image"]["decoder"] != "auto" and made_by["difference_to_pil"]["mean"] < 1
 
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
     again = ["--ckpt_path", str(run), "--trainer.max_steps", "3", "--model.optimizer.lr", "1e-5"]
