@@ -93,7 +93,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--width", type=int, default=128, help="of features (default 128)")
     group.add_argument("--samples", type=int, default=4000, help="train on at most so many samples (default 4000)")
-    group.add_argument("--passes", type=int, default=2, help="over them (default 2)")
+    group.add_argument("--passes", type=int, default=2, help="over them (default 2); at least 100 steps of 32")
     group.add_argument("--seed", type=int, default=0)
 
 

@@ -38,6 +38,7 @@ class Options(NamedTuple):
         width: of features.
         samples: at most so many, evenly spread over the shards.
         passes: over the training samples.
+        least_steps: small sets are seen more often, for so many steps.
         batch: pictures in a step.
         rate: highest learning rate.
         size: shorter side of pictures; 0: that of the median picture, 48 to 160.
@@ -51,6 +52,7 @@ class Options(NamedTuple):
     rate: float = 3e-3
     size: int = 0
     seed: int = 0
+    least_steps: int = 100
 
 
 class Picture(NamedTuple):
@@ -177,7 +179,7 @@ def train(pictures: Sequence[Picture], config: Config, options: Options, report:
         torch.manual_seed(options.seed)
         net = RegionNet(config)
     rng = torch.Generator().manual_seed(options.seed)
-    steps = max(1, options.passes * len(pictures) // options.batch)
+    steps = max(options.least_steps, options.passes * len(pictures) // options.batch)
     optimizer = torch.optim.AdamW(net.parameters(), options.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=steps + 1, pct_start=0.2)
     order: list[int] = []

@@ -13,4 +13,5 @@ def make(folder: Path, n: int = 60, **options: Any) -> tuple[Path, Path, dict[st
     """(folder of scenes, file of the extractor, what it states of itself)."""
     shards = scenes.write(folder / "scenes", n, 0, "train", shard_size=20, workers=1)
     out = folder / "extractor.safetensors"
-    return shards, out, fit([str(shards)], out, [], Options(**{"width": 48, "passes": 10, "batch": 8, **options}), progress=False)
+    chosen = Options(**{"width": 48, "passes": 10, "batch": 8, "least_steps": 1, **options})
+    return shards, out, fit([str(shards)], out, [], chosen, progress=False)
