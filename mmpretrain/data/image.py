@@ -134,7 +134,6 @@ def _statistics(given: Any) -> Any:
     raise DataError(f"data.image.normalize={given!r}; take one of {known}, or [[mean of red, green, blue], [std of red, green, blue]]")
 
 
-
 def vilt_size(height: int, width: int, size: int = 384, multiple: int = 32) -> tuple[int, int]:
     """(height, width) that ViLT gives a picture.
 
