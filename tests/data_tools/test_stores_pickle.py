@@ -134,7 +134,8 @@ try:
 except BadSample as error:
     print(error, events)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
     assert "system, which is refused" in done.stdout and done.stdout.endswith("[]\n") and not (tmp_path / "canary").exists()
     words = [str(tmp_path / "in"), "--store", str(tmp_path / "bad.lmdb"), "--made-by", "x", "--out", str(tmp_path / "out")]
     with pytest.raises(DataError, match="which is refused"):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmpretrain.data.decode import decode_image
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.samples import EvalSet
 from mmpretrain.nn.hidden import Fused, Paired
@@ -36,6 +37,10 @@ class Transform:
     def __call__(self, image: Image.Image) -> Tensor:
         type(self).calls += 1
         return torch.from_numpy(np.asarray(image.convert("RGB").resize((4, 4))).copy()).permute(2, 0, 1)
+
+    def read(self, files: Sequence[bytes]) -> Tensor:
+        (data,) = files
+        return self(decode_image(data))
 
 
 class Collate:
