@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from mmpretrain.data import working
 from mmpretrain.data.cursor import Cursor
@@ -34,7 +34,7 @@ class StepSampler(Sampler[Item]):
             ahead.advance()
 
 
-class StepLoader(DataLoader):
+class StepLoader(working.Loader):
     """Lightning warns of mid-epoch checkpoints unless the loader has a state. Ours lies in the data module, so this one is empty."""
 
     def __init__(self, dataset: Dataset, **options: Any) -> None:

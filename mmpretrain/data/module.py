@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
 
-from mmpretrain.data import tokenizer_training
+from mmpretrain.data import tokenizer_training, working
 from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.cursor import Cursor
@@ -250,7 +249,7 @@ class ShardData(PositionedData):
         preparers = {key: one for key, one in self.preparers.items() if key in wanted or key not in self.objective_sources}
         return Source(reader, units, self.tokenizer, self.image, self.on_bad, name, preparers)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> working.Loader:
         """Items are tuples of micro-batches, one item per optimiser step; the length is that of a whole epoch."""
         if self.feed is None or self.cursor is None:
             self.setup("fit")
@@ -261,7 +260,7 @@ class ShardData(PositionedData):
             dataset, sampler=StepSampler(self.cursor, epoch_limit(self.trainer, self.feed.steps)), **self._loader(len(dataset))
         )
 
-    def val_dataloader(self) -> list[DataLoader]:
+    def val_dataloader(self) -> list[working.Loader]:
         """One loader per validation set, in the order of ``val``; items are batches, every sample once over all ranks."""
         loaders = []
         for name in self.val_sources:
@@ -271,7 +270,7 @@ class ShardData(PositionedData):
             count = min(units.total, self.val_samples or units.total)
             chosen, cuts = spread(units.total, count), val_slices(count, self.val_batch_size, self.rank, self.world)
             dataset = ValDataset(Assembler([source], self.collator), self.seed, chosen, cuts)
-            loaders.append(DataLoader(dataset, shuffle=False, **self._loader(len(dataset))))
+            loaders.append(working.Loader(dataset, shuffle=False, **self._loader(len(dataset))))
         return loaders
 
     test_dataloader = val_dataloader

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 _ROW, _HEAD = 1024, 24  # bytes of a worker's row; three int64: pid, nanoseconds of the monotonic clock, length of the text (0: idle)
 DUMP = signal.SIGUSR2
@@ -106,6 +107,18 @@ class Board:
             text = bytes(row[_HEAD : _HEAD + max(0, min(length, _ROW - _HEAD))]).decode(errors="replace")
             found.append(Doing(worker, pid, max(0.0, (now - since) / 1e9), text))
         return sorted(found, key=lambda one: (not one.at, -one.seconds))
+
+
+class Loader(DataLoader):
+    """A loader whose workers start with SIGTERM blocked in every thread: libraries that restart threads of their own after a fork (those of
+    OpenTelemetry, which W&B brings) would let it kill the worker."""
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for_the_parent() -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from helpers.servers import http_server, s3_server
-from helpers.shards import sample, write_shards, write_tar
+from helpers.shards import Keys, sample, write_shards, write_tar
 from torch.utils.data import DataLoader
 
 from mmpretrain.data import remote as remote_module
@@ -44,19 +44,6 @@ def content(reader: ShardReader) -> list:
 
 def local(folder) -> ShardReader:
     return ShardReader(expand(str(folder)))
-
-
-class Keys:
-    """A data set of the keys of a reader."""
-
-    def __init__(self, reader: ShardReader) -> None:
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, number: int) -> str:
-        return self.reader.read(number).key
 
 
 @pytest.mark.parametrize("options", [FAST, RANGES], ids=["cache", "ranges"])

@@ -77,3 +77,16 @@ def write_statements(folder: Path, n: int = 12) -> Path:
     """One shard of labelled statements, every third one false."""
     write_tar(folder / "00000.tar", [member for i in range(n) for member in statement(i, label=i % 3 != 0)])
     return folder
+
+
+class Keys:
+    """A data set of the keys of a reader."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, number: int) -> str:
+        return self.reader.read(number).key

@@ -149,7 +149,7 @@ class Numbers(torch.utils.data.Dataset):
 
 def test_workers_leave_signals_to_the_run() -> None:
     board = working.Board(1)
-    loader = torch.utils.data.DataLoader(Numbers(), batch_size=None, num_workers=1, worker_init_fn=board)
+    loader = working.Loader(Numbers(), batch_size=None, num_workers=1, worker_init_fn=board)
     assert list(loader) == [0, 1, 2]
     (doing,) = board.read()
     assert doing.pid > 0 and doing.at == ""
