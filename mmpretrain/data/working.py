@@ -161,9 +161,13 @@ def report(loaders: Sequence[Any]) -> list[str]:
 
 
 def dump(loaders: Sequence[Any]) -> None:
-    """Make the living workers that are at a sample write their stacks to stderr."""
+    """Make the living workers that are at a sample write their stacks to stderr, and give them a second to do so."""
+    asked = False
     for loader, board in boards(loaders):
         gone = dead(loader)
         for doing in board.read():
             if doing.pid and doing.at and doing.worker not in gone:
                 os.kill(doing.pid, DUMP)
+                asked = True
+    if asked:
+        time.sleep(1.0)
