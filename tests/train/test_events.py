@@ -67,7 +67,8 @@ def test_checkpoint_of_one_layout_continues_under_another(events: tuple[Path, li
     assert max((average[n] - ema[n]).abs().max() for n in average if "qkv.bias" not in n) < 2e-5
 
 
-def test_guard_in_one_process() -> None:
+def test_guard_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # events.jsonl goes to the Trainer's folder
     with pytest.raises(NonFiniteStep, match=r"step 1: loss nan.*samples: s12, s13, s14, s15\.") as caught:
         run(poisoned(), steps=4, accumulate_grad_batches=2)
     assert "on_nonfinite=skip" in str(caught.value)
@@ -76,7 +77,8 @@ def test_guard_in_one_process() -> None:
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
-def test_too_many_skips_stop_the_run() -> None:
+def test_too_many_skips_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # events.jsonl goes to the Trainer's folder
     module = poisoned(on_nonfinite="skip", max_skips=1)
     with pytest.raises(NonFiniteStep, match="1 steps in a row"):
         run(module, steps=4)
