@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +60,8 @@ def named_sets(sources: Sequence[str], pretrained: Any) -> list[EvalSet]:
     found = []
     for text in sources:
         name, equals, source = text.partition("=")
-        if not equals:
-            name, source = Path(text.replace(":", "_")).name, text
+        if not equals or not re.fullmatch(r"[\w.-]+", name):  # a path, or an option of a source: scenes:val?seed=7
+            name, source = re.sub(r"[^\w.-]+", "_", Path(text.replace(":", "_")).name).strip("_"), text
         found.append(open_set(name, source))
     return found
 
