@@ -104,6 +104,7 @@ def build(name: str, weights: Path | None, attributes: int = 0) -> tuple[Any, nn
         attribute_head = nn.Linear(width, head["weight"].shape[0] if head else attributes) if head or attributes else None
     try:
         if found:
+            # not strict: what is missing or unknown is refused below, but for the counters of frozen norms
             missing, unknown = model.load_state_dict(found, strict=False)
             missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # frozen norms have none
             if missing or unknown:

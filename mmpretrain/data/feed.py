@@ -136,6 +136,7 @@ class Feed:
 
     def dropped(self) -> dict[str, int]:
         """Samples at the end of an epoch that fill no batch, by source."""
+        # not strict: a mixture by samples has the names of its sources and one track
         return {name: track.dropped for name, track in zip(self.names or ("",), self.tracks, strict=False) if track.dropped}
 
     def turn(self, active: tuple[int, ...], turn: int) -> int:

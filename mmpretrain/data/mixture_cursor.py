@@ -32,15 +32,15 @@ class MixtureCursor(Cursor):
 
     def position(self) -> dict[str, Any]:
         """The position apart from the sources."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define position")
 
     def wheres(self) -> dict[str, dict[str, int]]:
         """The position of every source."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define wheres")
 
     def restore(self, state: Mapping[str, Any], changed: bool) -> None:
         """Go to a position that was checked."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define restore")
 
     def load(self, state: Mapping[str, Any]) -> None:
         if not state:
