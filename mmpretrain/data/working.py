@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from mmpretrain.data import shared
+
 _ROW, _HEAD = 1024, 24  # bytes of a worker's row; three int64: pid, nanoseconds of the monotonic clock, length of the text (0: idle)
 DUMP = signal.SIGUSR2
 T = TypeVar("T")
@@ -63,12 +65,14 @@ def last() -> str:
 
 
 def item(read: Callable[..., T]) -> Callable[..., T]:
-    """A ``__getitem__`` whose errors name the sample that this process was at, and that says when it is done."""
+    """A ``__getitem__`` whose errors name the sample that this process was at, and that says when it is done. In a worker its tensors lie
+    in shared memory: a lack of that is an error of the item."""
 
     @functools.wraps(read)
     def told(*args: Any) -> T:
         try:
             found = read(*args)
+            found = found if _row is None else shared.share(found)
         except Exception as error:
             error.add_note(f"mmpretrain: while at {_last}")
             raise
@@ -86,7 +90,8 @@ class Board:
     """
 
     def __init__(self, workers: int) -> None:
-        self.rows_WN = torch.zeros(workers, _ROW, dtype=torch.uint8).share_memory_()
+        with shared.room():
+            self.rows_WN = torch.zeros(workers, _ROW, dtype=torch.uint8).share_memory_()
 
     def __call__(self, worker: int) -> None:
         """In worker number ``worker``, when it starts."""
@@ -116,7 +121,8 @@ class Loader(DataLoader):
     def __iter__(self) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            return super().__iter__()
+            with shared.room():
+                return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
