@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from mmpretrain.data import tokenizer_training, working
+from mmpretrain.data import regions_info, tokenizer_training, working
 from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.cursor import Cursor
@@ -213,6 +213,7 @@ class ShardData(PositionedData):
             self._ask(self.trainer)
         if stage in (None, "fit") and self.feed is None:
             parts = self.set.parts()
+            regions_info.check_readers([*(part.units.reader for part in parts), *self.val_readers.values()])
             self.feed = Feed(parts, self.mix, self.batch_size, self.seed, self.block, self.buckets, self.image, self.max_tokens)
             self.feed.check(self.world, self.accumulate)
             self.cursor = _CURSORS[self.feed.mix](self.feed, self.identity(), self.allow_data_change)

@@ -2,18 +2,19 @@
 
 The numbers of a feature vector, a class or an attribute mean something together with their extractor alone: training on shards of one and
 validating on those of another would go on without an error and mean nothing. So the file with the names stands beside the shards, and
-whoever opens several folders calls :func:`same_extractor`.
+whoever opens several folders calls :func:`same_extractor`; the data module calls :func:`check_readers` for all that it reads.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmpretrain.data.cache import write_atomic
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.reader import ShardReader
 
 NAME = "regions.json"
 VERSION = 1
@@ -53,7 +54,7 @@ class RegionsInfo(NamedTuple):
         return {"version": VERSION, **self._asdict(), "groups": [list(group) for group in self.groups]}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any], path: Path) -> RegionsInfo:
+    def from_json(cls, found: dict[str, Any], path: Path | str) -> RegionsInfo:
         """Inverse of :meth:`to_json`.
 
         Raises:
@@ -87,8 +88,12 @@ def read_info(folder: Path) -> RegionsInfo | None:
         return None
     if path.stat().st_size > _MOST:
         raise DataError(f"{path}: {path.stat().st_size} bytes are more than {_MOST}; make the shards again")
+    return _parse(path.read_bytes(), path)
+
+
+def _parse(data: bytes, path: Path | str) -> RegionsInfo:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: it is no JSON ({error}); make the shards again") from None
     return RegionsInfo.from_json(found if isinstance(found, dict) else {}, path)
@@ -105,9 +110,32 @@ def same_extractor(folders: Iterable[Path]) -> RegionsInfo | None:
     Raises:
         DataError: two folders of different extractors, naming both.
     """
-    first: tuple[Path, RegionsInfo] | None = None
-    for folder in dict.fromkeys(folders):
-        info = read_info(folder)
+    return _one((folder, read_info(folder)) for folder in dict.fromkeys(folders))
+
+
+def check_readers(readers: Iterable[ShardReader]) -> RegionsInfo | None:
+    """The extractor of all shards of these readers that hold regions, local or remote; None where none is known.
+
+    Raises:
+        DataError: shards of different extractors, naming their folders.
+    """
+    return _one(_beside(readers))
+
+
+def _beside(readers: Iterable[ShardReader]) -> Iterator[tuple[Path | str, RegionsInfo | None]]:
+    seen = set()
+    for reader in readers:
+        for shard, (path, index) in enumerate(zip(reader.paths, reader.indexes, strict=True)):
+            if path.parent in seen or not index.regions_S.any():
+                continue
+            seen.add(path.parent)
+            data = reader.beside(shard, NAME)
+            yield path.parent, _parse(data, f"{path.parent}/{NAME}") if data is not None else None
+
+
+def _one(found: Iterable[tuple[Path | str, RegionsInfo | None]]) -> RegionsInfo | None:
+    first: tuple[Path | str, RegionsInfo] | None = None
+    for folder, info in found:
         if info is None:
             continue
         if first is None:
@@ -115,6 +143,7 @@ def same_extractor(folders: Iterable[Path]) -> RegionsInfo | None:
         elif info.fingerprint != first[1].fingerprint:
             raise DataError(
                 f"the regions of {first[0]} were made by {first[1].source} ({first[1].fingerprint[:12]}) and those of {folder} by "
-                f"{info.source} ({info.fingerprint[:12]}): features of two extractors cannot be mixed; make both with the same one"
+                f"{info.source} ({info.fingerprint[:12]}): features of two extractors cannot be mixed; make both with the same one "
+                "(mmpretrain data regions), or leave one out"
             )
     return first[1] if first else None

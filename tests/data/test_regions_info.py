@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.shards import write_shards
+from helpers.batches import data
+from helpers.regions import made
+from helpers.servers import http_server
+from helpers.shards import sample, write_shards, write_tar
 
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.regions import encode_regions
 from mmpretrain.data.regions_info import NAME, Group, RegionsInfo, read_info, same_extractor, write_info
 from mmpretrain.data_tools.rewrite import rewrite
 
@@ -74,3 +78,45 @@ def test_rewritten_shards_keep_it(tmp_path):
     with pytest.raises(DataError, match="cannot be mixed"):
         rewrite(tmp_path / "no", rows, inputs, {"tool": "test"}, 10, {"workers": 1, "progress": False})
     assert not (tmp_path / "no").exists()
+
+
+def with_regions(folder, mark: str | None, first: int = 0):
+    """A shard of four samples with regions of the extractor ``mark``."""
+    regions = encode_regions(made())
+    members = [member for n in range(first, first + 4) for member in [*sample(n), (f"k{n:05d}.regions.npz", regions)]]
+    write_tar(folder / "00000.tar", members)
+    if mark:
+        write_info(folder, INFO._replace(fingerprint=mark * 64, source=f"extractor {mark}"))
+    return folder
+
+
+SAYS = r"the regions of \S+/a were made by extractor 1 \(111111111111\) and those of \S+/b by extractor 2 .* cannot be mixed; make both"
+
+
+def test_training_on_two_extractors_is_refused(tmp_path):
+    a, b = with_regions(tmp_path / "a", "1"), with_regions(tmp_path / "b", "2", 10)
+    plain = write_shards(tmp_path / "plain", (4,))
+    write_info(plain, INFO._replace(fingerprint="3" * 64))  # a list without regions is of no account
+    for train, more in [
+        (f"{a}::{b}", {}),
+        (str(a), {"val": {"v": str(b)}}),
+    ]:
+        with pytest.raises(DataError, match=SAYS) as caught:
+            data(train, batch_size=4, preparers={}, **more)
+        assert "\n" not in str(caught.value)
+    data(f"{a}::{plain}", batch_size=4, preparers={}, val={"v": str(with_regions(tmp_path / "c", "1")), "p": str(plain)})
+    data(f"{a}::{with_regions(tmp_path / 'd', None, 20)}", batch_size=4, preparers={})  # nothing is known of these
+    (tmp_path / "b" / NAME).write_text("{")
+    with pytest.raises(DataError, match=rf"b/{NAME}: it is no JSON"):
+        data(str(b), batch_size=4, preparers={})
+
+
+def test_sources_of_a_mixture_and_servers_too(tmp_path, own_cache):
+    from mmpretrain.data.mixture import TrainSource
+    from mmpretrain.data.module import ShardData
+
+    with_regions(tmp_path / "served" / "a", "1"), with_regions(tmp_path / "served" / "b", "2", 10)
+    with http_server(tmp_path / "served") as http:
+        sources = {"one": TrainSource(http.url("a/00000.tar")), "two": TrainSource(http.url("b/00000.tar"))}
+        with pytest.raises(DataError, match=SAYS):
+            ShardData(sources, batch_size=4, workers=0).setup("fit")
