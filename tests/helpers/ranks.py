@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -147,6 +149,10 @@ def work(rank: int, world: int, folder: str) -> None:
     while store.add("done", 0) < world:  # a rank that leaves closes its connections, also those in which another still waits
         time.sleep(0.01)
     dist.destroy_process_group()
+    # gloo's threads may still hold tensors; to drop those while the interpreter is being taken down aborts the process (pytorch#179291)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def spawn(world: int, folder: Path, timeout: float = 60.0) -> dict:

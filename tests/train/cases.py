@@ -13,6 +13,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulate": {"flags": {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}},
     "foreach": {"optimizer": {"foreach": True}, "flags": {"gradient_clip_val": 0.5}},
     "fused": {"optimizer": {"fused": True}, "flags": {"gradient_clip_val": 0.5}},
+    "muon": {"optimizer": {"kind": "muon", "matrix_lr": 3e-3}, "flags": {"gradient_clip_val": 0.5}},
     "value": {"flags": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}},
     "sample": {"module": {"task_schedule": "sample", "seed": 3}, "flags": {"gradient_clip_val": 0.5}},
     "recompute": {"module": {"activation_checkpointing": True, "ema_decay": 0.9}, "flags": {"gradient_clip_val": 0.5}},
