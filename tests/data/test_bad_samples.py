@@ -66,6 +66,18 @@ def test_a_replaced_sample_travels_with_its_batch(tmp_path):
     assert {one.reason for one in found} == {"picture cannot be decoded"} and found[0].shard.endswith("00000.tar")
 
 
+@pytest.mark.fault(4)
+def test_a_flipped_bit_is_replaced_and_counted(tmp_path):
+    shard = write_tar(tmp_path / "00000.tar", [member for n in range(20) for member in sample(n)])
+    made = data(tmp_path, batch_size=20, preparers={})
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"k00007.png") + 512 + 100] ^= 1  # of the picture, after indexing
+    shard.write_bytes(bytes(content))
+    (batch,) = next(iter(made.train_dataloader()))
+    assert batch.size == 20 and "k00007" not in batch.keys
+    assert [(one.key, one.reason.split(" at ")[0]) for one in batch.replaced] == [("k00007", "the bytes of png")]
+
+
 def test_a_hundred_failures_in_a_row_are_fatal(tmp_path):
     folder = shard_with_bad(tmp_path, set(range(6)), total=6)
     with pytest.raises(DataError, match=r"100 samples in a row cannot be read; check the shards \(the last: .*key 'k0000\d'"):

@@ -115,6 +115,7 @@ def test_a_bad_sample_stops_the_run_and_names_shard_and_key(one_bad, workers):
         list(data(one_bad, preparers={}, workers=workers, on_bad="stop").train_dataloader())
 
 
+@pytest.mark.fault(13)
 def test_or_it_is_replaced_by_its_position(one_bad, capfd):
     found = [next(iter(data(one_bad, preparers={}, workers=w).train_dataloader()))[0] for w in (0, 1)]
     assert found[0].keys == found[1].keys and len(found[0].keys) == 12 and "k00007" not in found[0].keys
@@ -137,6 +138,7 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     assert "members never read: npy (1), pkl (1)" in caplog.text
 
 
+@pytest.mark.fault(30)
 def test_a_killed_worker_ends_the_run(shards):
     iterator = iter(data(shards, workers=1, prefetch=1, timeout=30).train_dataloader())
     next(iterator)

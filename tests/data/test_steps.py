@@ -38,6 +38,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.fault(35)
 def test_world_micro_batches_and_workers_do_not_change_a_global_batch(shards):
     expected = whole(shards, 1, 1, 0)
     assert len(set(expected[0]["keys"] + expected[1]["keys"])) == 24
@@ -79,6 +80,7 @@ def test_resume_at_every_step_is_exact(shards):
         assert all(same(a, b) for a, b in zip(rest, expected[number : number + len(rest)], strict=True))
 
 
+@pytest.mark.fault(35, 37, 42)
 def test_resume_on_another_layout_and_several_times_in_one_epoch(shards):
     made = data(shards)
     expected = []
@@ -94,6 +96,7 @@ def test_resume_on_another_layout_and_several_times_in_one_epoch(shards):
     assert (state["epoch"], state["samples"]) == (1, 0)
 
 
+@pytest.mark.fault(38, 39)
 def test_the_state_is_small_and_checked(shards, tmp_path):
     made = data(shards)
     made.advance()

@@ -76,6 +76,7 @@ def test_epochs_differ_and_are_whole(straight):
     assert straight.steps[:5] != straight.steps[5:10] and len(straight.validated) == 2 * 20
 
 
+@pytest.mark.fault(34, 36)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("stop", [3, 5, 7, 10])
 def test_a_checkpoint_resumes_where_it_was(shards, straight, tmp_path, stop, workers):
@@ -86,6 +87,7 @@ def test_a_checkpoint_resumes_where_it_was(shards, straight, tmp_path, stop, wor
     assert first.steps + rest.steps == straight.steps
 
 
+@pytest.mark.fault(37)
 def test_three_resumes_in_one_epoch(shards, straight, tmp_path):
     steps, ckpt = [], None
     for stop in (1, 2, 4, 13):
@@ -94,6 +96,7 @@ def test_three_resumes_in_one_epoch(shards, straight, tmp_path):
     assert steps == straight.steps
 
 
+@pytest.mark.fault(42)
 def test_limited_epochs_continue_the_order(shards, straight):
     limited = run(shards, max_epochs=4, limit_train_batches=3)
     assert limited.steps == straight.steps[:12]
@@ -101,6 +104,7 @@ def test_limited_epochs_continue_the_order(shards, straight):
     assert half.steps == straight.steps[:4]
 
 
+@pytest.mark.fault(41)
 def test_validation_in_the_middle_does_not_move_the_order(shards, straight):
     watched = run(shards, max_steps=13, max_epochs=-1, val_check_interval=2, check_val_every_n_epoch=None)
     assert watched.steps == straight.steps and len(watched.validated) == 6 * 20

@@ -64,6 +64,7 @@ def test_two_processes_equal_one(traces: dict[str, dict], alone: dict[str, Trace
         assert all(abs(one.metrics[name] - two.metrics[name]) < 1e-4 for name in one.metrics)
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("system", ["vilt", "clip"])
 def test_stopped_in_mid_epoch_and_resumed(tmp_path: Path, shards: Path, system: str) -> None:
     resumable(tmp_path / "whole", shards, system, 8)
@@ -73,6 +74,7 @@ def test_stopped_in_mid_epoch_and_resumed(tmp_path: Path, shards: Path, system: 
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.fault(34)
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["vilt", "clip"])
 def test_killed_and_resumed_is_bit_identical(tmp_path: Path, shards: Path, system: str) -> None:

@@ -41,6 +41,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("stop", [3, 5, 8, 10], ids=lambda n: f"after-{n}-of-5-per-epoch")
 def test_stopped_and_resumed(tmp_path: Path, unbroken: Path, stop: int) -> None:
     go(tmp_path, stop)
@@ -50,6 +51,7 @@ def test_stopped_and_resumed(tmp_path: Path, unbroken: Path, stop: int) -> None:
     assert lines(tmp_path) == lines(unbroken)
 
 
+@pytest.mark.fault(37)
 def test_three_resumes_in_one_epoch(tmp_path: Path, unbroken: Path) -> None:
     for stop in (6, 7, 8, 13):
         go(tmp_path, stop)
