@@ -72,6 +72,15 @@ def test_fault_27_one_shard_and_many_ranks():
     assert len(found) == 1 and len(found[0]) == 64 and made.dropped() == {"": 6}
 
 
+@pytest.mark.fault(27)
+def test_fault_27_three_shards_for_two_ranks_of_two_workers(tmp_path):
+    shards = write_shards(tmp_path, (10, 10, 10))
+    loaders = [data(shards, rank=rank, world=2, batch_size=8, workers=2, preparers={}).train_dataloader() for rank in range(2)]
+    ranks = [[key for (batch,) in loader for key in batch.keys] for loader in loaders]  # batches of four, as webdataset's
+    assert [loader.num_workers for loader in loaders] == [2, 2] and [len(keys) for keys in ranks] == [12, 12]
+    assert len({*ranks[0], *ranks[1]}) == 24
+
+
 @pytest.mark.fault(12)
 def test_fault_12_fewer_samples_than_ranks_and_workers(tmp_path):
     with pytest.raises(DataError, match=r"3 usable samples do not fill one batch of 8; lower data\.batch_size"):

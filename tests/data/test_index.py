@@ -191,7 +191,7 @@ def test_a_damaged_shard_never_mixes_with_the_next(tmp_path):
         ShardReader([folder / "00000.tar", second])
 
 
-@pytest.mark.fault(6, 7, 8)
+@pytest.mark.fault(6, 7, 8, 10)
 def test_duplicates_strays_and_dotted_keys_are_errors(tmp_path):
     a, b = sample(0), sample(1)
     with pytest.raises(DataError, match="key 'k00000' has two members 'png'"):
