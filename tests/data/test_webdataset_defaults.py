@@ -5,14 +5,19 @@ The damaged archives are in ``test_index.py``, the canaries in ``test_safety.py`
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import shutil
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers.servers import http_server
+from helpers.servers import Http, http_server
 from helpers.shards import encoded, picture, sample, write_shards, write_tar
 from PIL import Image
 
@@ -115,16 +120,73 @@ def test_texts_that_are_no_utf8_are_errors_when_decoded(tmp_path: Path) -> None:
         list(wds.WebDataset(str(path), shardshuffle=False).decode())
 
 
-@pytest.mark.fault(23)
-def test_equal_base_names_share_a_copy(tmp_path: Path) -> None:
+@pytest.mark.fault(14)
+def test_a_member_is_inflated_whatever_its_size(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", [("k.txt.gz", gzip.compress(bytes(20_000_000)))])
+    assert path.stat().st_size < 40_000
+    (found,) = wds.WebDataset(str(path), shardshuffle=False).decode()
+    assert len(found["txt.gz"]) == 20_000_000
+
+
+@pytest.mark.fault(20)
+def test_arrays_of_objects_are_refused_and_nan_is_delivered(tmp_path: Path) -> None:
+    def decoded(array: np.ndarray) -> Any:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=True)
+        path = write_tar(tmp_path / "0.tar", [("k.npy", buffer.getvalue())])
+        (found,) = wds.WebDataset(str(path), shardshuffle=False).decode()
+        return found["npy"]
+
+    assert np.isnan(decoded(np.full((4, 3), np.nan))).all()
+    with pytest.raises(wds.DecodingError):
+        decoded(np.array([{}], dtype=object))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Http]:
     if shutil.which("curl") is None:
         pytest.skip("webdataset reads http with curl, which is not here")
-    (tmp_path / "cache").mkdir()
     for name in "ab":
         write_shards(tmp_path / "served" / name, (2,), more={"who": name})
     with http_server(tmp_path / "served") as http:
-        found = read(http.url("a/00000.tar"), http.url("b/00000.tar"), cache_dir=str(tmp_path / "cache"))
+        yield http
+
+
+@pytest.mark.fault(21)
+def test_a_download_that_is_cut_is_an_error(served: Http) -> None:
+    write_tar(served.folder / "c" / "00000.tar", [*sample(0), ("k.png", bytes(200_000))])
+    served.cuts = 1  # in the middle: within the second picture
+    with pytest.raises(
+        (OSError, tarfile.ReadError), match=r"exit 18|unexpected end of data"
+    ):  # whichever is seen first; nothing is tried again
+        read(served.url("c/00000.tar"))
+    assert served.gets("c/00000.tar") == 1
+
+
+@pytest.mark.fault(22)
+def test_a_burst_of_bad_answers_is_waited_out_by_curl(served: Http) -> None:
+    served.statuses = [503]
+    assert len(read(served.url("a/00000.tar"))) == 2
+    served.always = {"a/00000.tar": 404}
+    with pytest.raises(OSError, match="exit 22"):
+        read(served.url("a/00000.tar"))
+    assert len(read(served.url("a/00000.tar"), served.url("b/00000.tar"), handler=wds.ignore_and_continue)) == 2
+
+
+@pytest.mark.fault(23)
+def test_equal_base_names_share_a_copy(served: Http, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    found = read(served.url("a/00000.tar"), served.url("b/00000.tar"), cache_dir=str(tmp_path / "cache"))
     assert [json.loads(one["json"])["who"] for one in found] == ["a"] * 4
+
+
+@pytest.mark.fault(26)
+def test_a_copy_hides_what_the_server_has_now(served: Http, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    for _ in range(2):
+        found = read(served.url("a/00000.tar"), cache_dir=str(tmp_path / "cache"))
+        write_shards(served.folder / "a", (2,), more={"who": "new"})
+    assert [json.loads(one["json"])["who"] for one in found] == ["a"] * 2
 
 
 @pytest.mark.fault(34)
