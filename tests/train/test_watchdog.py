@@ -129,7 +129,8 @@ class Hangs(pl.Callback):
             time.sleep(300)
 
 quiet()
-trainer(5, [Watchdog(seconds=4.0, stop=True), Hangs()], strategy="ddp", devices=2).fit(build(), datamodule=FakeData())
+fitter = trainer(5, [Watchdog(seconds=4.0, stop=True), Hangs()], strategy="ddp", devices=2, default_root_dir={folder!r})
+fitter.fit(build(), datamodule=FakeData())
 """
 
 
@@ -137,7 +138,7 @@ trainer(5, [Watchdog(seconds=4.0, stop=True), Hangs()], strategy="ddp", devices=
 @pytest.mark.fault(29)
 def test_a_rank_that_hangs_ends_the_run(tmp_path: Path) -> None:
     script = tmp_path / "hangs.py"
-    script.write_text(HANGS.format(tests=str(Path(__file__).resolve().parents[1])))
+    script.write_text(HANGS.format(tests=str(Path(__file__).resolve().parents[1]), folder=str(tmp_path)))
     done = ranks(script, timeout=200)
     assert [one.returncode for one in done] == [1, 1]
     assert any("rank 1: a step has not ended" in one.stdout for one in done)
