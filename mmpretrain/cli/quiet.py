@@ -11,6 +11,7 @@ WARNINGS = (
     ".*You have overridden .on_before_batch_transfer.*",  # on purpose: the step owns the transfer
     ".*does not have many workers.*",
     ".*num_workers. argument.*",
+    ".*It is recommended to use .self.log.*sync_dist=True.*",  # what is logged is alike on every rank already, or is summed by us
 )
 LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
