@@ -90,6 +90,7 @@ class Vocabulary(NamedTuple):
     cls: int | None
     sep: int | None
     special: tuple[int, ...]  # ids that are never masked and never drawn as random replacements
+    function: tuple[int, ...] = ()  # ids of function words and punctuation: what a picture says little about
 
 
 class Text(NamedTuple):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.function_words import is_function_word
 from mmpretrain.types import Tokens, Vocabulary
 
 STYLES = ("wordpiece", "byte_bpe", "clip", "unigram")
@@ -89,7 +90,19 @@ class Tokenizer:
         """What objectives need to know of it."""
         special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         special |= {i for role in self.roles if (i := self._id(role)) is not None}
-        return Vocabulary(self.size, self.pad_id, self._id("mask"), self._id("cls"), self._id("sep"), tuple(sorted(special)))
+        roles = (self._id("mask"), self._id("cls"), self._id("sep"))
+        return Vocabulary(self.size, self.pad_id, *roles, tuple(sorted(special)), self._function(special))
+
+    def _function(self, special: set[int]) -> tuple[int, ...]:
+        """Ids of whole function words, however they are marked, and of punctuation."""
+        whole = {"wordpiece": lambda token: not token.startswith("##"), "clip": lambda token: token.endswith("</w>")}
+        is_whole = whole.get(self.style, lambda token: token.startswith(("Ġ", "▁")))
+        found = []
+        for token, number in self.backend.get_vocab(True).items():
+            bare = token.removeprefix("##").removesuffix("</w>").lstrip("Ġ▁")
+            if number not in special and bare and is_function_word(bare) and (is_whole(token) or not bare.isalnum()):
+                found.append(number)
+        return tuple(sorted(found))
 
     @cached_property
     def size(self) -> int:

@@ -49,6 +49,8 @@ class MLM(Objective):
         whole_word: choose words, needs ``Text.words_BT``; mask, random and stay are drawn for each token of a chosen word, as in BERT.
         at_least_one: choose one token (or word) in a text in which none was chosen; not in the papers.
         tied: the decoder is the token table itself (the same Parameter). ViLT's released code does not tie, transformers' ViLT does.
+        content: never choose function words and punctuation, of which a picture says nothing (Bitton et al. 2021, arXiv 2109.02040):
+            what is learned from a sample is what can be seen. English; not in ViLT's paper.
         weight, view, after, sources: see ``Objective``.
         only_if_matched: mask nothing in a text that is not true of its image.
     """
@@ -63,6 +65,7 @@ class MLM(Objective):
         whole_word: bool = False,
         at_least_one: bool = False,
         tied: bool = True,
+        content: bool = False,
         *,
         weight: float = 1.0,
         view: str = "main",
@@ -76,9 +79,10 @@ class MLM(Objective):
         if mask < 0 or random < 0 or mask + random > 1:
             raise ValueError(f"MLM: mask={mask} and random={random} must be shares with a sum of at most 1")
         self.prob, self.mask, self.random = prob, mask, random
-        self.whole_word, self.at_least_one, self.tied = whole_word, at_least_one, tied
+        self.whole_word, self.at_least_one, self.tied, self.content = whole_word, at_least_one, tied, content
         self.head: VocabularyHead | None = None
         self.vocabulary: Vocabulary | None = None
+        self._content: Tensor | None = None
 
     def bind(self, spec: Spec, vocabulary: Vocabulary | None) -> None:
         """Build the head once. Later calls may only bring the vocabulary."""
@@ -116,9 +120,19 @@ class MLM(Objective):
         valid_BT = F.pad(layout.mask_BL(ids_BT.device), (0, ids_BT.shape[1] - layout.max_len))
         for token in vocabulary.special:  # a handful, and comparing with a Python number copies nothing to the device
             valid_BT = valid_BT & (ids_BT != token)
+        if self.content:
+            valid_BT = valid_BT & self._has_content(vocabulary, ids_BT.device)[ids_BT]
         if self.only_if_matched and matched_B is not None:
             valid_BT = valid_BT & matched_B[:, None]
         return valid_BT
+
+    def _has_content(self, vocabulary: Vocabulary, device: torch.device) -> Tensor:
+        """Whether a token is no function word, bool (vocabulary,)."""
+        if self._content is None or self._content.device != device:
+            table = torch.ones(vocabulary.size, dtype=torch.bool)
+            table[list(vocabulary.function)] = False
+            self._content = table.to(device)
+        return self._content
 
     def _chosen(self, text: Text, maskable_BT: Tensor, keys_B: Tensor) -> Tensor:
         draw_BT = random.uniform(keys_B, random.stream(f"{self.name}/choose"), maskable_BT.shape[1])

@@ -13,6 +13,7 @@ from helpers.shards import caption, write_shards
 
 from mmpretrain.data import tokenizer_files, tokenizer_training
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.function_words import FUNCTION_WORDS
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.text import TextOptions, Tokenizer
 
@@ -181,3 +182,15 @@ def test_impossible_options_are_refused(tiny_shards):
             tokenizer_training.make(options, 16, reader)
     with pytest.raises(DataError, match="hold no text"):
         tokenizer_training.train(lambda: [], TextOptions(), 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_function_words_and_punctuation_are_known(kind):
+    """Whole words alone: no piece of another word, no special token, and nothing that a picture shows."""
+    tokenizer = made(kind)
+    names = {tokenizer.token(number).strip() for number in tokenizer.vocabulary.function}
+    assert names & FUNCTION_WORDS and "%" in names and not set(tokenizer.vocabulary.function) & set(tokenizer.vocabulary.special)
+    assert not {"on", "50", "big", "##s", "cat"} & names
+    assert all(name in FUNCTION_WORDS or not any(c.isalnum() for c in name) for name in (n.lower() for n in names))
+    pieces = {"wordpiece": "##s", "byte_bpe": "s", "clip": "s"}  # "s" is a function word only where it stands alone
+    assert tokenizer.backend.token_to_id(pieces[kind]) not in tokenizer.vocabulary.function

@@ -10,7 +10,7 @@ from helpers.objectives import CLS, MASK, SEP, Stack, batch_of, example, keys, r
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.mlm import MLM
-from mmpretrain.types import Batch
+from mmpretrain.types import Batch, Text
 
 
 def bound(size: int = 40, extra: tuple[int, ...] = (), **arguments) -> MLM:
@@ -180,3 +180,20 @@ def test_clear_errors():
     with pytest.raises(ValueError, match="words_BT"):
         batch = texts(2, 5)
         bound(whole_word=True).corrupt(batch._replace(text=batch.text._replace(words_BT=None)), {})
+
+
+def test_content_masks_no_function_word():
+    """Of [CLS] a red star . [SEP], only "red" and "star" can be chosen, and the share that is masked is theirs."""
+    a, red, star, stop = 20, 21, 22, 23
+    words = vocabulary()._replace(function=(a, stop))
+    ids = torch.tensor([[CLS, a, red, star, stop, SEP]] * 64)
+    batch = Batch(("x",) * 64, keys(64), Text(ids, (6,) * 64))
+    seeing, blind = MLM(prob=0.5, content=True), MLM(prob=0.5)
+    for objective in (seeing, blind):
+        objective.bind(spec(vocab=40), words)
+    made = seeing.corrupt(batch, {})
+    target = made.targets["mlm"]
+    assert set(target.labels_R.tolist()) == {red, star} and target.maskable == 128
+    assert torch.equal(made.text.ids_BT[:, [0, 1, 4, 5]], ids[:, [0, 1, 4, 5]])
+    plain = blind.corrupt(batch, {}).targets["mlm"]
+    assert set(plain.labels_R.tolist()) == {a, red, star, stop} and plain.maskable == 256
