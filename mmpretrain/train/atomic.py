@@ -90,6 +90,16 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def _recorded(manifest: Path) -> str | None:
+    """The SHA-256 that a manifest names; None where there is none, or it is unreadable: its checkpoint is passed over anyway."""
+    try:
+        entry = json.loads(manifest.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    sha = entry.get("sha256") if isinstance(entry, dict) else None
+    return sha if isinstance(sha, str) else None
+
+
 def save(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint and its manifest. While an existing file is replaced the manifest names both versions, so that a kill at
     any moment leaves a file that its manifest knows.
@@ -100,7 +110,7 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     assert_plain(checkpoint)
     manifest = manifest_path(path)
-    old = json.loads(manifest.read_text())["sha256"] if manifest.exists() and path.exists() else None
+    old = _recorded(manifest) if path.exists() else None
     with replacing(path) as file:
         hashing = _Hashing(file)
         try:
@@ -124,9 +134,9 @@ def fault(path: Path) -> str | None:
     if not manifest.exists():
         return None if zipfile.is_zipfile(path) else "not a readable checkpoint (neither a manifest nor a whole archive)"
     try:
-        entry = json.loads(manifest.read_text())
+        entry = json.loads(manifest.read_bytes())
         known = {entry["sha256"], entry.get("previous")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest {manifest.name} is unreadable ({error})"
     sha = hashlib.sha256()
     with path.open("rb") as file:
