@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmpretrain.data import quarantine
 from mmpretrain.data.cache import writable
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.quarantine import FILE as QUARANTINE
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import histogram
 from mmpretrain.data_tools.check_shard import KINDS, check_shard, keys_of
-from mmpretrain.data_tools.common import megabytes, scratch, table, tool_parser, write_json, write_jsonl
+from mmpretrain.data_tools.common import megabytes, scratch, table, tool_parser, write_json
 from mmpretrain.data_tools.engine import options_of, run, stamp
 from mmpretrain.data_tools.shards import read_manifest, read_samples
 
@@ -179,7 +180,8 @@ def report(checked: Checked) -> None:
 def write_lists(checked: Checked, out: Path | None) -> list[Path]:
     """Write ``sizes.json`` and ``quarantine.jsonl`` into each folder of shards, or into ``out``.
 
-    The quarantine lists samples, each once. A shard that is damaged as a whole is not in it: the loader refuses it, so copy it again.
+    The quarantine lists samples, each once; what other tools or people wrote there stays. A shard that is damaged as a whole is not in it:
+    the loader refuses it, so copy it again.
 
     Raises:
         DataError: a folder cannot be written, or ``out`` is given for shards of several folders.
@@ -195,7 +197,7 @@ def write_lists(checked: Checked, out: Path | None) -> list[Path]:
         write_json(target / SIZES, {path.name: one["samples"] for path, one in checked.shards.items() if path.parent == folder})
         rows = {(one.shard.name, one.key): one for one in reversed(checked.problems) if one.shard.parent == folder and one.key is not None}
         lines = [{"shard": shard, "key": key, "reason": one.kind, "detail": one.reason} for (shard, key), one in reversed(rows.items())]
-        write_jsonl(target / QUARANTINE, lines)
+        quarantine.replace(target / QUARANTINE, "check", lines, {path.name for path in checked.shards if path.parent == folder})
         written += [target / SIZES, target / QUARANTINE]
     return written
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mmpretrain.data import quarantine
 from mmpretrain.data.decode import decode_image, join
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import open_index
@@ -206,7 +207,7 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
         rewrite(options.out, {"": kept}, paths, asked, options.shard_size, engine)
         write_jsonl(options.out / REPORT, rows)
     else:
-        write_jsonl(options.list, rows)
+        quarantine.replace(options.list, "dedup", rows, {path.name for path in paths})
         if state is not None:
             shutil.rmtree(state, ignore_errors=True)
     samples = int(ends[-1])

@@ -3,6 +3,7 @@
     {"shard": "00012.tar", "key": "k00815", "reason": "picture cannot be decoded"}
 
 ``shard`` is the name of the file, ``key`` that of the sample. The samples stay in their shard; training leaves them out of its order.
+A command that writes lines puts its name into ``tool``, and replaces its own lines only.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmpretrain.data.cache import locked, write_atomic
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.reader import ShardReader
 
@@ -60,6 +63,24 @@ def parse(data: bytes, path: str) -> list[dict[str, str]]:
             raise DataError(f"{path}, line {number}: an entry needs the texts shard and key; mend or remove the line")
         entries.append({name: str(entry.get(name, "")) for name in ("shard", "key", "reason")})
     return entries
+
+
+def replace(path: Path, tool: str, rows: Iterable[Mapping[str, Any]], shards: Collection[str]) -> None:
+    """Put ``rows``, with their ``tool``, in the place of those that the same tool wrote earlier of the same shards. All other lines, of
+    other tools or made by hand, stay byte by byte, also those that cannot be read."""
+    with locked(str(path.resolve())):
+        old = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line if line.endswith(b"\n") else line + b"\n" for line in old if not _written_by(line, tool, shards)]
+        fresh = [json.dumps({**row, "tool": tool}, ensure_ascii=False).encode("utf-8") + b"\n" for row in rows]
+        write_atomic(path, b"".join([*kept, *fresh]))
+
+
+def _written_by(line: bytes, tool: str, shards: Collection[str]) -> bool:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict) and entry.get("tool") == tool and entry.get("shard") in shards
 
 
 def of(reader: ShardReader) -> Quarantine:

@@ -219,6 +219,24 @@ def test_the_command_writes_its_lists_and_answers_by_its_code(tmp_path, capsys, 
     assert not list((own_cache / "state").iterdir())
 
 
+def test_a_quarantine_keeps_what_others_wrote(tmp_path):
+    folder, path = tmp_path / "shards", tmp_path / "shards" / "quarantine.jsonl"
+    write_tar(folder / "0.tar", [*sample(0), *sample(1), ("bad.png", picture(2)[:60]), ("bad.txt", b"cut")])
+    write_tar(folder / "1.tar", [("worse.png", picture(2)[:60]), ("worse.txt", b"cut")])
+    by_hand = b'{"key": "k00001",  "shard": "0.tar", "reason": "mine"}\n'
+    other = b'{"shard": "0.tar", "key": "k00000", "reason": "near duplicate", "tool": "dedup"}\n'
+    path.write_bytes(by_hand + b"{torn\n" + other[:-1])
+    for _ in range(2):  # the second time replaces the first
+        assert data(["data", "check", str(folder), "--workers", "1", "--quiet"]) == 1
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert lines[:3] == [by_hand, b"{torn\n", other]
+        assert [(row["key"], row["tool"]) for row in map(json.loads, lines[3:])] == [("bad", "check"), ("worse", "check")]
+    write_tar(folder / "0.tar", sample(0))
+    assert data(["data", "check", str(folder / "0.tar"), "--workers", "1", "--quiet"]) == 0  # says nothing of 1.tar
+    quarantine.replace(path, "dedup", [], {"0.tar"})
+    assert [json.loads(line)["key"] for line in path.read_bytes().replace(b"{torn\n", b"").splitlines()] == ["k00001", "worse"]
+
+
 def test_lists_need_a_folder(tmp_path):
     two = Checked({tmp_path / "a" / "0.tar": {"samples": 1}, tmp_path / "b" / "0.tar": {"samples": 1}}, [])
     with pytest.raises(DataError, match="2 folders"):

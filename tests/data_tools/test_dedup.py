@@ -81,7 +81,8 @@ def test_command(tmp_path, capsys, own_cache):
     rows = [json.loads(line) for line in (tmp_path / "out" / "dedup_report.jsonl").read_text().splitlines()]
     assert [(row["key"], row["of"]["key"], row["of"]["shard"]) for row in rows] == [("p1", "p1-copy", "1.tar"), ("p4", "p4-copy", "1.tar")]
     assert data([*command, "--list", str(tmp_path / "in" / "quarantine.jsonl")]) == 0
-    assert [json.loads(line) for line in (tmp_path / "in" / "quarantine.jsonl").read_text().splitlines()] == rows
+    listed = [json.loads(line) for line in (tmp_path / "in" / "quarantine.jsonl").read_text().splitlines()]
+    assert listed == [{**row, "tool": "dedup"} for row in rows]
     assert "near duplicates" in capsys.readouterr().out and not list((own_cache / "state").iterdir())
     with pytest.raises(UserError, match="0 to 16 bits"):
         data([*command, "--list", "x", "--distance", "40"])
