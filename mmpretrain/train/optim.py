@@ -1,8 +1,8 @@
 """Optimisers and their parameter groups, as the papers' lists say.
 
 ``decay="vilt"``: biases and the gains of all norms are not decayed; position embeddings and class tokens are (ViLT's code ignores the
-``no_weight_decay`` list of its ViT). ``decay="clip"``: anything with fewer than two dimensions is not decayed, nor any norm, bias or
-logit scale (open_clip).
+``no_weight_decay`` list of its ViT). ``decay="clip"``: anything with fewer than two dimensions is not decayed, nor any norm, bias,
+class token or logit scale (open_clip).
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from mmpretrain.train.muon import Muon
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
+# Held as (1, D) or (1, 1, D), published as (D,). A class position, also (1, D), is row 0 of the published table of positions.
+CLASS_TOKENS = ("class_token", "cls_token")
+
+
 def norm_parameters(module: nn.Module) -> set[int]:
     """Ids of the parameters that belong to normalisation layers."""
     norms = (m for m in module.modules() if isinstance(m, NORMS) or type(m).__name__.endswith("Norm"))
@@ -33,8 +37,8 @@ def is_decayed(name: str, parameter: torch.Tensor, is_norm: bool, policy: str, n
         return True
     if is_norm or "bias" in name:
         return False
-    # a class token of shape (1, 1, D) is the published (D,)
-    return not (policy == "clip" and (sum(n > 1 for n in parameter.shape) < 2 or "logit_scale" in name))
+    is_vector = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in CLASS_TOKENS
+    return not (policy == "clip" and (is_vector or "logit_scale" in name))
 
 
 def matrices(module: nn.Module) -> dict[int, int]:

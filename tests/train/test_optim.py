@@ -10,6 +10,7 @@ from train.fakes import VOCABULARY, FakeModel
 from train.runs import build
 
 from mmpretrain.train.optim import Optimizer, apply_settings, group_settings
+from mmpretrain.weights import clip, clip_config
 
 
 class ViTLike(nn.Module):
@@ -32,16 +33,35 @@ def test_clip_decays_matrices_only() -> None:
     assert decayed(Optimizer(decay="clip"), ViTLike()) == {"pos_embed", "fc.weight", "itm_head.weight"}
 
 
+def open_clips(model: nn.Module) -> set[str]:
+    """What the rule of open_clip's training script decays."""
+
+    def excluded(n: str, p: torch.Tensor) -> bool:
+        return p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
+
+    return {n for n, p in model.named_parameters() if not excluded(n, p)}
+
+
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
 def test_clip_groups_are_those_of_open_clip_on_its_own_model(name: str) -> None:
     with torch.device("meta"):
         model = open_clip.create_model(name, pretrained=None, device="meta")
+    assert decayed(Optimizer(decay="clip", weight_decay=0.2), model) == open_clips(model)
 
-    def excluded(n: str, p: torch.Tensor) -> bool:  # the rule of open_clip's training script
-        return p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
 
-    expected = {n for n, p in model.named_parameters() if not excluded(n, p)}
-    assert decayed(Optimizer(decay="clip", weight_decay=0.2), model) == expected
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
+def test_clip_groups_of_our_model_are_those_of_open_clip(name: str) -> None:
+    """Ours, with 1 for what is decayed and 0 for the rest, written under open_clip's names."""
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        model = clip_config.build(clip_config.system_from_open_clip(config))
+        reference = open_clip.CLIP(**config)
+    kept = decayed(Optimizer(decay="clip", weight_decay=0.2), model)
+    ours = {n: torch.full(p.shape, float(n in kept)) for n, p in model.named_parameters()}
+    buffers = {n: torch.zeros(b.shape) for n, b in model.named_buffers()}
+    theirs = clip.to_open_clip(ours | buffers)
+    found = {n: set(theirs[n].unique().tolist()) for n, _ in reference.named_parameters()}
+    assert found == {n: {float(n in open_clips(reference))} for n, _ in reference.named_parameters()}
 
 
 def test_every_parameter_once_with_rate_multipliers() -> None:
