@@ -71,7 +71,7 @@ class RawReader:
             for name, offset, size, crc in index.members(sample):
                 members[name] = os.pread(file.fileno(), size, offset)
                 if zlib.crc32(members[name]) != crc:
-                    raise BadSample(f"{path} key {index.key(sample)!r}: the bytes of {name} changed since the shard was indexed")
+                    raise BadSample.of(path, index.key(sample), f"the bytes of {name} changed since the shard was indexed")
         return index.key(sample), members
 
 

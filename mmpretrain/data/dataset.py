@@ -55,7 +55,7 @@ class Source:
         try:
             return self.transform.read(sample.images, rng)
         except BadSample as error:
-            raise BadSample(f"{self.reader.paths[shard]} key {sample.key!r}: {error}") from None
+            raise BadSample.of(self.reader.paths[shard], sample.key, error) from None
 
     def texts(self, sample: Sample) -> Sequence[str]:
         return sample.captions if self.units.text_from == "captions" else [one.text for one in sample.statements]
@@ -115,7 +115,7 @@ class PositionDraw:
     def _other(self, rng: np.random.Generator) -> tuple[int, int]:
         samples = self.source.units.samples
         if samples < 2:
-            raise BadSample("another sample is to be drawn, but the set has only one; add samples or turn negatives off")
+            raise DataError("data: another sample is to be drawn, but the set has only one; add samples or turn negatives off")
         drawn = int(rng.integers(samples - 1))
         return self.source.units.usable(drawn + (drawn >= self.number))
 
@@ -148,7 +148,8 @@ class Assembler:
         self.replaced = 0  # in this process
 
     def example(self, draw: PositionDraw, shard: int, unit: int, text: int | None, found: list[Replaced]) -> Example:
-        """One prepared example; a bad one is an error or is replaced, as its source says, and goes to ``found``."""
+        """One prepared example; where it, or another sample that a preparer draws for it, is bad, that is an error, or the example is
+        replaced, as its source says, and the sample that is bad goes to ``found``."""
         source = draw.source
         for attempt in range(CONSECUTIVE):
             try:
@@ -167,8 +168,7 @@ class Assembler:
         self.replaced += 1
         if self.replaced & (self.replaced - 1) == 0:  # the 1st, 2nd, 4th, ...: never a flood
             print(f"mmpretrain: warning: {error}; replaced ({self.replaced} so far in this worker)", file=sys.stderr, flush=True)
-        name = source.reader.name(shard, place)
-        return record(str(source.reader.paths[shard]), source.reader.indexes[shard].key(place), name, error)
+        return record(error, str(source.reader.paths[shard]), source.reader.indexes[shard].key(place))
 
     def batch(self, slots: Slots, seed: int, epoch: int, augment: bool) -> Batch:
         """The batch of units at positions."""

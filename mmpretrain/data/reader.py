@@ -17,7 +17,7 @@ import numpy as np
 from mmpretrain.data import working
 from mmpretrain.data.cache import unlock
 from mmpretrain.data.decode import TEXTS, assemble, limit
-from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
 from mmpretrain.data.place import Remote, beside
 from mmpretrain.data.remote import read_all
@@ -148,7 +148,7 @@ class ShardReader:
 
     def name(self, shard: int, sample: int) -> str:
         """How messages name a sample: shard and key."""
-        return f"{self.paths[shard]} key {self.indexes[shard].key(sample)!r}"
+        return named(str(self.paths[shard]), self.indexes[shard].key(sample))
 
     def read_at(self, shard: int, sample: int, images: bool = True) -> Sample:
         """Sample ``sample`` of shard ``shard``.
@@ -168,9 +168,9 @@ class ShardReader:
             members = self._members(shard, wanted)
             return assemble(index.key(sample), {**members, **pictures})
         except BadSample as error:
-            raise BadSample(f"{self.name(shard, sample)}: {error}") from None
+            raise BadSample.of(self.paths[shard], index.key(sample), error) from None
         except OSError as error:
-            raise BadSample(f"{self.name(shard, sample)}: {error.strerror or error}") from None
+            raise BadSample.of(self.paths[shard], index.key(sample), error.strerror or error) from None
 
     def _members(self, shard: int, wanted: list[tuple[str, int, int, int]]) -> dict[str, bytes]:
         if not wanted:

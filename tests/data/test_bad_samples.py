@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +14,7 @@ from helpers.batches import data
 from helpers.shards import sample, write_shards, write_tar
 
 from mmpretrain.data import quarantine
-from mmpretrain.data.bad import WINDOW, BadWindow, reason_of
+from mmpretrain.data.bad import WINDOW, BadWindow, reason_of, record
 from mmpretrain.data.errors import BadSample, DataError, ResumeError
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.train.data_health import FILE, DataHealth
@@ -64,6 +67,34 @@ def test_a_replaced_sample_travels_with_its_batch(tmp_path):
     found = [one for (batch,) in data(folder, batch_size=20, preparers={}, workers=1).train_dataloader() for one in batch.replaced]
     assert sorted(one.key for one in found) == ["k00003", "k00020"]
     assert {one.reason for one in found} == {"picture cannot be decoded"} and found[0].shard.endswith("00000.tar")
+
+
+def test_a_bad_sample_that_another_one_draws_is_recorded_as_itself(tmp_path):
+    """``Probe`` draws a picture and a text of other samples at each position."""
+    folder = shard_with_bad(tmp_path, {3})
+    made = data(folder, batch_size=40, max_bad_fraction=1.0)
+    assert made.tokenizer.vocabulary.size  # made of the texts while they are whole
+    content = bytearray((folder / "00000.tar").read_bytes())
+    content[content.index(b"k00007.txt") + 512] ^= 1  # of the text, after indexing
+    (folder / "00000.tar").write_bytes(bytes(content))
+    found = [one for (batch,) in itertools.islice(made.train_dataloader(), 3) for one in batch.replaced]
+    assert len(found) > 6  # each of the two at its own position and at those that draw it
+    reasons = {"k00003": "picture cannot be decoded", "k00007": "the bytes of txt at offset N changed since the shard was indexed"}
+    assert {(Path(one.shard).name, one.key, one.reason) for one in found} == {("00000.tar", *pair) for pair in reasons.items()}
+    assert all(one.error.startswith(f"{one.shard} key {one.key!r}: ") for one in found)
+
+
+def test_an_error_keeps_its_sample_between_processes():
+    error = pickle.loads(pickle.dumps(BadSample.of("/data/7.tar", "k1", "picture cannot be decoded (0 bytes)")))  # noqa: S301
+    assert record(error, "/data/9.tar", "k2") == BAD._replace(error="/data/7.tar key 'k1': picture cannot be decoded (0 bytes)")
+    unknown = record(BadSample("the preparer refuses it"), "/data/9.tar", "k2")
+    assert unknown == Replaced("/data/9.tar", "k2", "the preparer refuses it", "the preparer refuses it")
+
+
+@pytest.mark.parametrize("on_bad", ["stop", "replace"])
+def test_a_set_of_one_has_no_other_sample(tmp_path, on_bad):
+    with pytest.raises(DataError, match=r"^data: another sample is to be drawn, but the set has only one"):
+        next(iter(data(write_shards(tmp_path, (1,)), batch_size=1, on_bad=on_bad).train_dataloader()))
 
 
 @pytest.mark.fault(4)
