@@ -1,7 +1,7 @@
 """When checkpoints are written, which are kept, and how ``last`` and ``best`` are found again.
 
 Layout of a folder: ``step-00000100.ckpt`` with its manifest ``step-00000100.ckpt.json``; ``last.ckpt`` and ``best.ckpt`` are relative
-links, replaced atomically.
+links, replaced atomically. Checkpoints of a future that was given up lie in ``aside-1``, ``aside-2`` and so on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mmpretrain.train import distributed, events
-from mmpretrain.train.atomic import AtomicCheckpointIO, CheckpointError, choose, fault, point, steps_in, write_text
+from mmpretrain.train.atomic import AtomicCheckpointIO, CheckpointError, choose, fault, manifest_path, point, steps_in, write_text
 
 
 class Checkpoints(Checkpoint):
@@ -91,6 +91,11 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = time.monotonic()
+        if trainer.is_global_zero:
+            set_aside(self.directory, trainer.global_step, self.best[1] if self.best else None)
+            if self.best is not None and not (self.directory / self.best[1]).exists():
+                self.best = None  # of another folder, or removed when a better one came: what is found from here on counts
+        self.best = distributed.broadcast_object(self.best)
 
     def _minutes_are_over(self, trainer: pl.Trainer) -> bool:
         if self.every_minutes is None or (distributed.is_distributed() and trainer.global_step % 10):
@@ -160,14 +165,15 @@ class Checkpoints(Checkpoint):
                 return f"{path}: {found}"
             self._whole.add(path.name)
             point(path.parent / "last.ckpt", path)
-            self._prune(path.parent, io)
+            self._prune(path, io)
         except OSError as error:
             return str(error)
         return ""
 
-    def _prune(self, directory: Path, io: AtomicCheckpointIO) -> None:
+    def _prune(self, written: Path, io: AtomicCheckpointIO) -> None:
+        directory = written.parent
         best = directory / "best.ckpt"
-        kept = {self.best[1] if self.best else "", best.resolve().name if best.exists() else ""}
+        kept = {written.name, self.best[1] if self.best else "", best.resolve().name if best.exists() else ""}
         whole = 0
         for file in steps_in(directory):
             if whole >= self.keep_last:
@@ -194,6 +200,47 @@ def no_room(directory: Path) -> str:
     except OSError as error:
         return str(error)
     return f"{directory}: {free / 2**20:.1f} MiB are free, twice the last checkpoint is {needed / 2**20:.1f}" if free < needed else ""
+
+
+def _step(file: Path) -> int:
+    """The step in a file's name; -1 where it has none."""
+    number = file.name.removeprefix("step-").removesuffix(".ckpt")
+    return int(number) if number.isdigit() else -1
+
+
+def set_aside(directory: Path, step: int, best: str | None = None) -> Path | None:
+    """Where a run goes on from ``step``, move the checkpoints of later steps out of the way, so that ``last`` never leads back to a
+    future that was given up. Nothing is deleted.
+
+    Args:
+        directory: the folder of checkpoints.
+        step: that the run goes on from; 0: it starts anew.
+        best: file name of the best checkpoint as of that step.
+
+    Returns:
+        the folder they are in now; None where there are none.
+    """
+    files = steps_in(directory)
+    later = [file for file in files if _step(file) > step]
+    if not later:
+        return None
+    rest = [file for file in files if file not in later]
+    targets = {"last.ckpt": rest[0] if rest else None, "best.ckpt": next((file for file in rest if file.name == best), None)}
+    for name, target in targets.items():  # first, so that a kill before the files are moved leaves a right ``last``
+        link = directory / name
+        if link.is_symlink() and _step(link.resolve()) > step:
+            if target is not None:
+                point(link, target)
+            else:
+                link.unlink()
+    aside = next(place for number in range(1, 10**6) if not (place := directory / f"aside-{number}").exists())
+    aside.mkdir()
+    for file in later:
+        for part in (file, manifest_path(file)):
+            if part.exists():
+                part.rename(aside / part.name)
+    rank_zero_warn(f"the run goes on from step {step}: the checkpoints of later steps ({len(later)}) are set aside in {aside}")
+    return aside
 
 
 def resolve(spec: str, directory: Path) -> Path | None:

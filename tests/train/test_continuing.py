@@ -15,15 +15,15 @@ from train.runs import build, quiet, trainer
 from mmpretrain.train import atomic
 from mmpretrain.train.atomic import CheckpointError
 from mmpretrain.train.callbacks import Metrics
-from mmpretrain.train.checkpoint import Checkpoints
+from mmpretrain.train.checkpoint import Checkpoints, set_aside
 from mmpretrain.train.signals import SIGNALS, Preemption
 
 
-def fit(folder: Path, steps: int, log_every: int = 4, **flags: Any) -> pl.Trainer:
+def fit(folder: Path, steps: int, log_every: int = 4, ckpt_path: str | None = "last", **flags: Any) -> pl.Trainer:
     quiet()
     callbacks = [Metrics(), Checkpoints(every_n_steps=2), *flags.pop("callbacks", [])]
     fitter = trainer(steps, callbacks, default_root_dir=folder, enable_checkpointing=True, log_every_n_steps=log_every, **flags)
-    fitter.fit(build(), datamodule=FakeData(steps_per_epoch=20), ckpt_path="last")
+    fitter.fit(build(), datamodule=FakeData(steps_per_epoch=20), ckpt_path=ckpt_path)
     return fitter
 
 
@@ -61,6 +61,63 @@ def test_weights_alone_are_not_continued_but_evaluated(tmp_path: Path, gone: str
         fit(tmp_path, 4)
     found = trainer(4, default_root_dir=tmp_path).validate(build(), datamodule=FakeData(), ckpt_path=str(path), verbose=False)
     assert "val/loss" in found[0]
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in atomic.steps_in(folder)]
+
+
+def test_going_on_from_an_older_step_gives_up_the_later_ones(tmp_path: Path) -> None:
+    """Three whole checkpoints of later steps neither push out the new save nor come back as ``last``."""
+    folder = tmp_path / "checkpoints"
+    fit(tmp_path, 8)
+    older = atomic.steps_in(folder)[-1]
+    kept = tmp_path / "kept.ckpt"
+    kept.write_bytes(older.read_bytes())
+    fit(tmp_path, 14)
+    assert names(folder) == ["step-00000014.ckpt", "step-00000012.ckpt", "step-00000010.ckpt"]
+    fit(tmp_path, 6, ckpt_path=str(kept))
+    assert names(folder) == ["step-00000006.ckpt"] and (folder / "last.ckpt").resolve().name == "step-00000006.ckpt"
+    assert names(folder / "aside-1") == ["step-00000014.ckpt", "step-00000012.ckpt", "step-00000010.ckpt"]
+    assert all(atomic.fault(path) is None for path in atomic.steps_in(folder / "aside-1"))
+    assert fit(tmp_path, 8).global_step == 8  # from last
+    assert names(folder) == ["step-00000008.ckpt", "step-00000006.ckpt"] and len(list(folder.glob("aside-*"))) == 1
+
+
+def test_until_its_first_save_last_is_the_step_it_goes_on_from(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    fit(tmp_path, 8)
+    with pytest.raises(RuntimeError, match="in a step"):
+        fit(tmp_path, 8, callbacks=[Dies()], ckpt_path=str(folder / "step-00000004.ckpt"))
+    assert atomic.choose(folder / "last.ckpt").name == "step-00000004.ckpt" and names(folder) == ["step-00000004.ckpt"]
+    with pytest.raises(RuntimeError, match="in a step"):
+        fit(tmp_path, 8, callbacks=[Dies()], ckpt_path=None)  # anew, in the same folder
+    assert names(folder) == [] and not (folder / "last.ckpt").is_symlink() and names(folder / "aside-2") == ["step-00000004.ckpt"]
+
+
+@pytest.mark.filterwarnings("ignore:the run goes on")
+def test_the_best_of_a_given_up_future_is_no_longer_the_best(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4, 6):
+        atomic.save({"global_step": step}, folder / f"step-{step:08d}.ckpt")
+    for link, step in (("last", 6), ("best", 6)):
+        atomic.point(folder / f"{link}.ckpt", folder / f"step-{step:08d}.ckpt")
+    assert set_aside(folder, 6) is None
+    with pytest.warns(UserWarning, match=r"goes on from step 4: .* later steps \(1\) are set aside in .*aside-1"):
+        assert set_aside(folder, 4, best="step-00000002.ckpt") == folder / "aside-1"
+    assert (folder / "last.ckpt").resolve().name == "step-00000004.ckpt" and (folder / "best.ckpt").resolve().name == "step-00000002.ckpt"
+    assert set_aside(folder, 2, best="step-00000001.ckpt") == folder / "aside-2"
+    assert (folder / "last.ckpt").resolve() == (folder / "best.ckpt").resolve() == folder / "step-00000002.ckpt"
+    assert set_aside(folder, 1) is not None and not (folder / "best.ckpt").is_symlink()
+
+
+def test_a_file_just_written_is_never_pruned(tmp_path: Path) -> None:
+    keeper, io = Checkpoints(keep_last=2), atomic.AtomicCheckpointIO()
+    paths = [tmp_path / f"step-{step:08d}.ckpt" for step in (1, 7, 8, 9)]
+    for path in paths:
+        atomic.save({"global_step": 1}, path)
+    keeper._prune(paths[0], io)
+    assert [path.exists() for path in paths] == [True, False, True, True]
 
 
 class Dies(pl.Callback):
