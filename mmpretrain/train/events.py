@@ -1,7 +1,8 @@
 """What happened to a run: ``events.jsonl`` in its folder, one JSON object a line, and counts that ``Metrics`` logs as ``events/...``.
 
 Events: ``nonfinite`` and ``spike`` (with the keys of the samples), ``rollback``, ``checkpoint_failed``, ``logger_failed``,
-``worker_failed``, ``stalled``, ``signal``. The file is a history: nothing is ever taken out of it, not by a resumption either.
+``worker_failed``, ``stalled``, ``signal``, ``bad_in_validation`` (how many samples). The file is a history: nothing is ever taken out
+of it, not by a resumption either.
 """
 
 from __future__ import annotations
