@@ -108,7 +108,7 @@ class _Check:
         """Offset -> CRC-32 of members, by the saved index if it is of a shard of this size."""
         try:
             _, index = parse(self.path, index_path(self.path))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return None
         if index.tar_size != self.size:
             return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpretrain.data.errors import DataError
-from mmpretrain.data.index import build, fingerprint, index_path, load, save
+from mmpretrain.data.index import build, fingerprint, index_path, load, remake, save
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools.common import megabytes, table, tool_parser
 from mmpretrain.data_tools.engine import options_of, run, stamp
@@ -18,7 +18,7 @@ _SHOWN = 40  # shards in the table
 
 
 def index_shard(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the index of one shard where it is missing, old, or to be refreshed: what runs in a worker.
+    """Make the index of one shard where it is missing, old, or to be refreshed (whatever its bytes were before): what runs in a worker.
 
     Args:
         item: ``shard``, its stamp; ``refresh``.
@@ -31,7 +31,7 @@ def index_shard(item: Mapping[str, Any]) -> dict[str, Any]:
     found = None if item["refresh"] else load(path, target)
     made = found is None
     if found is None:
-        found = build(path)
+        found = build(path) if item["refresh"] else remake(path, target)
         save(found, target)
     texts = int(found.captions_S.sum()) + int(found.statements_S.sum())
     return {
@@ -73,7 +73,7 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     )
     parser = tool_parser(parser_class, "index", text, "mmpretrain data index shards/ --workers 4")
     parser.add_argument("shards", nargs="+", help="folders, tar files or patterns")
-    parser.add_argument("--refresh", action="store_true", help="make every index again, also fresh ones")
+    parser.add_argument("--refresh", action="store_true", help="make every index again, also fresh ones, of the bytes as they are now")
     options = parser.parse_args(args)
     paths = expand(options.shards)
     found = index(paths, options.refresh, options_of(options))

@@ -38,7 +38,7 @@ def saved(remote: Remote, store: Store) -> ShardIndex | None:
         stamp, index = indexes.parse(copy, index_path(remote))
         size = remote.size if remote.size is not None else copy.stat().st_size
         return index if stamp[0] == indexes.VERSION and index.tar_size == size else None
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError):
         return None
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import sys
 import threading
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mmpretrain.data import manifest
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.place import Remote, beside
 from mmpretrain.data.remote import NoRanges, check_unchanged, download, read_all, read_range
@@ -144,15 +143,13 @@ class Store:
             return
         folder = beside(remote.url, "manifest.json")
         if folder not in self._manifests:
-            self._manifests[folder] = _manifest(read_all(folder, _MANIFEST, self.options))
+            self._manifests[folder] = manifest.entries(read_all(folder, _MANIFEST, self.options))
         known = self._manifests[folder].get(urlsplit(remote.url).path.rpartition("/")[2], {})
         size, digest = known.get("bytes"), known.get("sha256")
         if size is not None and size != part.stat().st_size:
             raise DataError(f"{remote}: {part.stat().st_size} bytes, but its manifest.json says {size}; upload the shard again")
-        if digest is not None:
-            with open(part, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise DataError(f"{remote}: its sha256 is not that of its manifest.json; upload the shard again")
+        if digest is not None and manifest.sha256(part) != digest:
+            raise DataError(f"{remote}: its sha256 is not that of its manifest.json; upload the shard again")
 
     # ---------------------------------------------------------------- ahead
     def want(self, remotes: Sequence[Remote]) -> None:
@@ -226,14 +223,6 @@ class _Lines:
             self.next *= 2
             whole = f" of {self.remote.size / 1e6:.0f}" if self.remote.size is not None else ""
             _say(f"fetching {self.remote}: {self.done / 1e6:.0f}{whole} MB after {spent:.0f} s")
-
-
-def _manifest(data: bytes | None) -> dict[str, Any]:
-    """Name of a shard -> its entry; empty where there is no manifest of this form."""
-    try:
-        return {str(entry["file"]): dict(entry) for entry in json.loads(data or b"{}")["shards"]}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
 
 
 def _say(text: str) -> None:
