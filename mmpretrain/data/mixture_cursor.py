@@ -48,11 +48,26 @@ class MixtureCursor(Cursor):
         changes = self._compare(state)
         if changes and not self.allow_change:
             raise ResumeError(f"data: {changes[0]}; set it back, or set data.allow_data_change=true, which records the change")
+        if state.get("batch_size") != self.feed.batch_size and not self.bucketed:  # buckets go on from the next window
+            self._check_multiples(state)
         self.changes = list(state.get("changes", []))
         self.restore(state, bool(changes))
         if changes:
             self.warnings += [f"data: {change}" for change in changes]
             self.changes = [*self.changes, f"step {self.steps}: {changes[0]}" + (" and more" if len(changes) > 1 else "")][-_CHANGES_KEPT:]
+
+    def consumed_of(self, state: Mapping[str, Any]) -> dict[str, int]:
+        """Of a saved position: what is counted in batches (" of ..." for messages) -> samples consumed of its present epoch."""
+        raise NotImplementedError(f"{type(self).__name__} must define consumed_of")
+
+    def _check_multiples(self, state: Mapping[str, Any]) -> None:
+        size = self.feed.batch_size
+        for what, samples in self.consumed_of(state).items():
+            if samples % size:
+                raise ResumeError(
+                    f"data: the run consumed {samples} samples of this epoch{what}, which is no multiple of data.batch_size={size}; "
+                    f"continue with data.batch_size={state.get('batch_size')}"
+                )
 
     def _compare(self, state: Mapping[str, Any]) -> list[str]:
         """What differs from the saved run and may be accepted; anything else is an error."""
@@ -105,6 +120,9 @@ class SampleMixtureCursor(MixtureCursor):
             part.name: {"epoch": count // part.units.total, "samples": count % part.units.total, "before": first}
             for part, count, first in rows
         }
+
+    def consumed_of(self, state: Mapping[str, Any]) -> dict[str, int]:
+        return {"": int(state["samples"])}
 
     def restore(self, state: Mapping[str, Any], changed: bool) -> None:
         epoch, samples, saved = int(state["epoch"]), int(state["samples"]), state["sources"]
@@ -177,6 +195,10 @@ class BatchMixtureCursor(MixtureCursor):
             found[name] = {"epoch": place.epoch, "window": place.window, "batch": place.batch, "samples": own, "seen": seen}
         return found
 
+    def consumed_of(self, state: Mapping[str, Any]) -> dict[str, int]:
+        saved = state["sources"]
+        return {f" of source {name!r}": int(saved[name]["samples"]) for name in self.feed.names if name in saved}
+
     def restore(self, state: Mapping[str, Any], changed: bool) -> None:
         self.steps, self.turn = int(state["steps"]), 0 if changed else int(state["turn"])
         for number, name in enumerate(self.feed.names):
@@ -185,6 +207,6 @@ class BatchMixtureCursor(MixtureCursor):
             self.places[number] = Place(int(where["epoch"]), int(where["window"]), int(where["batch"]))
             self.own[number], self.seen[number] = int(where["samples"]), int(where["seen"])
             if changed and (where["shards"] != self.facts[name]["shards"] or state["batch_size"] != self.feed.batch_size):
-                self.places[number] = self.feed.tracks[number].settle(self.places[number].epoch, self.own[number])
-                if self.places[number].epoch != int(where["epoch"]):
-                    self.own[number] = 0
+                track = self.feed.tracks[number]
+                self.places[number] = track.settle(self.places[number].epoch, self.own[number])
+                self.own[number] = self.places[number].window * (track.size if isinstance(track, BucketTrack) else track.batch_size)

@@ -170,6 +170,31 @@ def test_a_changed_mixture_is_refused_or_recorded(mix):
         other.load(state)
 
 
+@pytest.mark.parametrize("mix", ["sample", "batch"])
+@pytest.mark.fault(40)
+def test_another_batch_size_needs_a_multiple(mix):
+    def new(batch: int, allow: bool = True) -> Cursor:
+        return cursor(feed([part("a", [60, 20], 0.5), part("b", [49], 0.5)], batch, mix), allow)
+
+    walker = new(8)
+    for _ in range(6):
+        walker.advance()
+    state = json.loads(json.dumps(walker.state()))
+    with pytest.raises(ResumeError, match=r"data\.batch_size was 8 in the checkpoint and is 4"):
+        new(4, allow=False).load(state)
+    samples = "48 samples of this epoch, which" if mix == "sample" else r"24 samples of this epoch of source 'a', which"
+    with pytest.raises(ResumeError, match=rf"{samples} is no multiple of data\.batch_size=7; continue with data\.batch_size=8"):
+        new(7).load(state)
+    for batch in (4, 12, 24):
+        accepted = new(batch)
+        accepted.load(state)
+        for name in "ab":  # nothing skipped, nothing twice
+            assert accepted.state()["sources"][name]["samples"] == state["sources"][name]["samples"] == 24
+        before = {row[1:4] for one in batches(walker.feed, ahead(new(8), 6)) for row in one}
+        after = {row[1:4] for one in batches(accepted.feed, ahead(accepted, 48 // batch)) for row in one}
+        assert not before & after
+
+
 def test_one_source_is_no_mixture_and_the_other_way_round():
     mixed, alone = cursor(feed([part("a", [30], 0.5), part("b", [30], 0.5)], 8)), feed([30], 8)
     with pytest.raises(ResumeError, match="trained on a mixture of a, b; name these sources"):
