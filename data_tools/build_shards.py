@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpretrain.data.decode import assemble, limit
+from mmpretrain.data.decode import IMAGE, assemble, limit
 from mmpretrain.data.errors import BadSample
 from mmpretrain.data.index import open_index
 from mmpretrain.data_tools import build_pictures, build_spool
@@ -85,7 +85,8 @@ def sample(record: Record, check: str) -> tuple[dict[str, bytes], bool]:
     try:
         for name, data in members.items():
             if (most := limit(name)) is not None and len(data) > most:
-                raise BadSample(f"{name} of {len(data)} bytes is longer than {most}")
+                error = f"{name} of {len(data)} bytes is longer than {most}"
+                raise BadPicture("picture has too many bytes", error) if IMAGE.fullmatch(name) else BadSample(error)
         assemble(record.key, members)
     except BadSample as error:
         raise BadPicture("texts break the rules of shards", str(error)) from None

@@ -1,7 +1,8 @@
 """Bytes of a shard -> text, JSON, pictures; by allow-list, with limits checked before memory is spent.
 
 Nothing is unpickled and no outside program runs: Pillow is told the three formats it may try, so that bytes of another kind named ``.jpg``
-are refused. Limits: 64 KiB of text, 4 MiB of JSON nested at most 32 deep, 50 million pixels (read from the header before decoding). Those
+are refused. Limits: 64 KiB of text, 4 MiB of JSON nested at most 32 deep, 64 MiB and 50 million pixels (read from the header before
+decoding) of a picture. Those
 of ``KEY.regions.npz`` are in :mod:`mmpretrain.data.regions`.
 """
 
@@ -27,6 +28,7 @@ from mmpretrain.types import Sample, Statement
 MAX_TEXT = 64 * 1024
 MAX_JSON = 4 * 1024 * 1024
 MAX_JSON_DEPTH = 32
+MAX_PICTURE = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP")
 IMAGE = re.compile(r"(?:img(\d{1,3})\.)?(?:jpg|jpeg|png|webp)")
@@ -42,8 +44,9 @@ def allowed(extension: str) -> bool:
 
 
 def limit(extension: str) -> int | None:
-    """Most bytes that a member may have, None for pictures, whose pixels are limited."""
-    return {"txt": MAX_TEXT, "json": MAX_JSON, REGIONS: regions.MAX_FILE}.get(extension)
+    """Most bytes that a member may have; None where it is not read. Of pictures the pixels are limited, too."""
+    known = {"txt": MAX_TEXT, "json": MAX_JSON, REGIONS: regions.MAX_FILE}.get(extension)
+    return MAX_PICTURE if known is None and IMAGE.fullmatch(extension) else known
 
 
 def decode_text(data: bytes) -> str:

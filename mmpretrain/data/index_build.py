@@ -186,8 +186,10 @@ def build(path: Path) -> ShardIndex:
             view = memoryview(data)[member.offset : member.offset + member.size]
             crc = zlib.crc32(view) if allowed(extension) else 0
             most = limit(extension)
-            kept = bytes(view) if most is not None and member.size <= most else None
-            picture = shapes.picture(bytes(view)) if IMAGE.fullmatch(extension) else None
+            content = bytes(view) if most is not None and member.size <= most else None
+            picture, kept = None, content
+            if IMAGE.fullmatch(extension):
+                picture, kept = shapes.picture(content) if content is not None else (0, 0), None
             view.release()
             group[extension] = _Entry(member, kept, crc, picture)
         if current is not None:

@@ -1,10 +1,12 @@
-"""Random access to the samples of many shards: one ``pread`` per sample, checksums verified, safe in forked and spawned workers.
+"""Random access to the samples of many shards: one ``pread`` per sample (one more behind a large member that is not read), checksums
+verified, safe in forked and spawned workers.
 
 Of remote shards it reads copies in the cache, or ranges; see ``remote_store.py``.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import zlib
@@ -29,6 +31,7 @@ from mmpretrain.data.sources import Shard, shards
 from mmpretrain.types import Sample
 
 _BESIDE = 1 << 30  # bytes
+_GAP = 1 << 20  # bytes between two members of a sample that are rather read than skipped
 
 
 def open_reader(
@@ -45,6 +48,16 @@ def open_reader(
 def most_files() -> int:
     """Shards that a process holds open: 128, or a quarter of the descriptors it may have."""
     return max(8, min(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+
+def _stretches(wanted: list[tuple[str, int, int, int]]) -> list[list[tuple[str, int, int, int]]]:
+    """Members in the order of a shard, those together that are read at once: nearly always all."""
+    found = [[wanted[0]]]
+    for before, entry in itertools.pairwise(wanted):
+        if entry[1] - (before[1] + before[2]) > _GAP:
+            found.append([])
+        found[-1].append(entry)
+    return found
 
 
 class ShardReader:
@@ -178,16 +191,16 @@ class ShardReader:
         for name, _, size, _ in wanted:
             if (most := limit(name)) is not None and size > most:
                 raise BadSample(f"{name} of {size} bytes is longer than {most}")
-        start = wanted[0][1]
-        length = max(offset + size for _, offset, size, _ in wanted) - start
-        data = self._pread(shard, start, length)
         members = {}
-        for name, offset, size, crc in wanted:
-            members[name] = data[offset - start : offset - start + size]
-            if zlib.crc32(members[name]) != crc:
-                if self._doubt(shard):
-                    return self._members(shard, wanted)
-                raise BadSample(f"the bytes of {name} at offset {offset} changed since the shard was indexed; {self._remedy(shard)}")
+        for near in _stretches(wanted):
+            start = near[0][1]
+            data = self._pread(shard, start, max(offset + size for _, offset, size, _ in near) - start)
+            for name, offset, size, crc in near:
+                members[name] = data[offset - start : offset - start + size]
+                if zlib.crc32(members[name]) != crc:
+                    if self._doubt(shard):
+                        return self._members(shard, wanted)
+                    raise BadSample(f"the bytes of {name} at offset {offset} changed since the shard was indexed; {self._remedy(shard)}")
         return members
 
     def _remedy(self, shard: int) -> str:

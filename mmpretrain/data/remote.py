@@ -259,8 +259,8 @@ def download(remote: Remote, target: Path, told: Callable[[int], None], options:
         if remote.size is not None and target.stat().st_size != remote.size:
             check_unchanged(remote, options)
             raise Incomplete(f"{target.stat().st_size} of {remote.size} bytes came")
+        with open(target, "rb+") as file:
+            os.fsync(file.fileno())  # a full disk may say so only here
 
     _call(remote.url, action, options)
     check_unchanged(remote, options)
-    with open(target, "rb+") as file:
-        os.fsync(file.fileno())

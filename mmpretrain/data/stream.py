@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def standard_input(options: RemoteOptions) -> Path:
     from webdataset.gopen import gopen
 
     cache = ShardCache(int(options.cache_gb * 1e9))
-    name = f"{os.getpid()}-stdin.tar"
+    name = f"{uuid.uuid4().hex}-stdin.tar"  # not of the number of the process: containers that share a cache have the same ones
     try:
         cache.fetch(name, None, lambda part, told: _receive(gopen("-", "rb"), part, told))
     except CacheFull as error:
