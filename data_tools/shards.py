@@ -17,7 +17,7 @@ from mmpretrain.data import tar
 from mmpretrain.data.cache import write_atomic
 from mmpretrain.data.decode import allowed
 from mmpretrain.data.errors import BadSample, DataError
-from mmpretrain.data.index import ShardIndex, open_index
+from mmpretrain.data.index import ShardIndex, index_path, open_index
 
 SHARD_SIZE = 1000  # samples of a shard by default
 MANIFEST = "manifest.json"
@@ -97,6 +97,7 @@ def write_shard(target: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, _MODE)
+        index_path(target).unlink(missing_ok=True)  # of another shard that lay there
         os.replace(name, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

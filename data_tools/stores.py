@@ -18,9 +18,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import lzma
 import math
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -50,6 +54,9 @@ NAMES = {
     "scores": ("obj_conf", "objects_conf", "conf"),
 }
 _INTEGERS = ("classes", "attributes")
+# what zipfile, its decompressors and numpy's parser of headers raise at bytes that are no npz
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError)
+_DAMAGED += (ValueError, OSError, EOFError, RuntimeError, LookupError, TypeError, SyntaxError, OverflowError, MemoryError)
 
 
 class Record(NamedTuple):
@@ -165,7 +172,7 @@ def npz(data: bytes) -> dict[str, np.ndarray]:
                 shape, fortran, kind = read(body)
                 array = numeric(body.getbuffer()[body.tell() :], kind.str, shape[::-1] if fortran else shape)
                 found[entry.filename.removesuffix(".npy")] = array.T if fortran else array
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise error if isinstance(error, BadSample) else BadSample(f"its npz cannot be read ({error})") from None
     return found
 

@@ -17,6 +17,7 @@ from mmpretrain.data import tar
 from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools.build_records import Record, Skip
 from mmpretrain.data_tools.formats import downloaded, folder
+from mmpretrain.data_tools.shards import split_name
 
 MAX_MISSING = downloaded.MAX_MISSING
 _PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -47,11 +48,11 @@ def _samples(path: Path) -> Iterator[Record | Skip]:
         key = ""
         group: dict[str, tar.Member] = {}
         for member in tar.members(data, str(path)):
-            stem, _, extension = member.name.partition(".")
+            stem, extension = split_name(member.name.removeprefix("./"))
             if stem != key and group:
                 yield _record(path, key, group, data)
                 group = {}
-            key, group[extension.lower()] = stem, member
+            key, group[extension] = stem, member
         if group:
             yield _record(path, key, group, data)
 

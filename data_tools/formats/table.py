@@ -85,9 +85,11 @@ def _url_rows(options: argparse.Namespace) -> Iterator[Row | Skip]:
         used = {*options.caption, options.url}
         kept = {name: value for name, value in row["values"].items() if name not in used and value is not None}
         url = row["values"].get(options.url)
-        if not url:
-            yield Skip(row["name"], "row has no URL")
-        for text in _captions(row["values"], options.caption) if url else ():
+        said = _captions(row["values"], options.caption)
+        if not url or not said:
+            yield Skip(row["name"], "no caption" if url else "row has no URL")
+            continue
+        for text in said:
             yield Row(row["number"], str(url), text or "", kept)
 
 

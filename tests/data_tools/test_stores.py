@@ -213,6 +213,21 @@ def test_arrays_of_numbers_only():
             numeric(b"\0" * 8, kind, shape)
 
 
+def test_no_flipped_byte_of_an_npz_is_more_than_a_bad_sample():
+    from mmpretrain.data_tools.stores import npz
+
+    for write in (np.savez, np.savez_compressed):
+        buffer = io.BytesIO()
+        write(buffer, features=np.arange(60, dtype=np.float32).reshape(6, 10), boxes=np.zeros((6, 4), dtype=np.float32))
+        for at in range(len(buffer.getvalue())):
+            damaged = bytearray(buffer.getvalue())
+            damaged[at] ^= 1 << at % 8
+            try:
+                npz(bytes(damaged))
+            except BadSample:
+                continue
+
+
 def test_a_bomb_in_an_npz_is_refused_before_it_is_inflated():
     from mmpretrain.data_tools.stores import npz
 

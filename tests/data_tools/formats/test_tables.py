@@ -93,6 +93,15 @@ def test_csv_as_open_clip_has_it(tmp_path):
     assert list(under.samples) == ["en", "de"]
 
 
+def test_a_row_with_a_url_and_no_caption_is_told(tmp_path):
+    rows = [{"url": "https://h/0.jpg", "texts": ["a"]}, {"url": "https://h/1.jpg", "texts": []}]
+    put(tmp_path, {"t.jsonl": "\n".join(map(json.dumps, rows)), "img/0.jpg": 0, "img/1.jpg": 1})
+    words = ["--source", "t.jsonl", "--url", "url", "--caption", "texts", "--images", "img", "--names", "basename", "--max-missing", "1"]
+    made = run(tmp_path, "table", *words)
+    assert list(made.samples) == ["row-000000000"]
+    assert [(one["name"], one["reason"]) for one in made.skipped] == [("t.jsonl:2", "no caption")]
+
+
 def test_json_lines_with_lists_of_captions_and_urls(tmp_path):
     rows = [{"url": f"https://h/{n}.jpg", "texts": [f"a {n}", f"b {n}"], "score": 0.5, "none": None} for n in range(2)]
     text = "\n".join(json.dumps(row) for row in rows) + "\nnot json\n"

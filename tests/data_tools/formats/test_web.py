@@ -119,6 +119,12 @@ def check_img2dataset(made):
     assert made.meta("000000001") == {"id": "000000001", **expected}
 
 
+def test_img2dataset_shards_packed_by_hand(tmp_path):
+    members = [(f"./{name}", data) for n in range(2) for name, data in sample(n)]  # as tar cf 00000.tar ./ does
+    write_tar(tmp_path / "src/00000.tar", members)
+    check_img2dataset(run(tmp_path, "img2dataset", "--source", "src"))
+
+
 def test_img2dataset_shards(tmp_path):
     write_tar(tmp_path / "src/00000.tar", [*sample(0), *sample(1), *sample(2, b"")])
     write_tar(tmp_path / "src/00001.tar", [*sample(3), *sample(4)])
