@@ -208,13 +208,17 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
     None for all others; Pillow says what those are. Five times as fast as Pillow's reading of the header.
     """
-    at = 2
+    at, size = 2, None
     while data[:2] == b"\xff\xd8" and at + 10 <= len(data) and data[at] == 0xFF:
         kind, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if kind == 0xDA:  # where Pillow stops reading headers, too
+            return size
         if kind in (0xC0, 0xC1, 0xC2):
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            return (height, width) if bits == 8 and components in (1, 3) and height and width else None
-        if length < 2 or kind not in _JPEG_PLAIN or (kind == 0xE2 and data[at + 4 : at + 8] == b"MPF\0"):
+            if size is not None or length < 2 or bits != 8 or components not in (1, 3) or not height or not width:
+                return None
+            size = (height, width)
+        elif length < 2 or kind not in _JPEG_PLAIN or (kind == 0xE2 and data[at + 4 : at + 8] == b"MPF\0"):
             return None
         at += 2 + length
     return None

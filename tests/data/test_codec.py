@@ -169,3 +169,14 @@ def test_the_name_that_is_kept_is_never_auto(monkeypatch):
     assert ImageTransform().decoder == "pil"
     with pytest.raises(DataError, match=r"cannot decode here .*take pil"):
         ImageTransform(decoder="simplejpeg")
+
+
+@pytest.mark.fault(13)
+def test_an_orientation_behind_the_frame_header_counts_in_both_forms():
+    data, turned = photo(), rotated(6)
+    exif = turned[turned.index(b"\xff\xe1") :]
+    exif = exif[: 2 + int.from_bytes(exif[2:4], "big")]
+    scan = data.index(b"\xff\xda")
+    found = [pixels(name, data[:scan] + exif + data[scan:]) for name in ("pil", "simplejpeg")]
+    assert found[0].shape == found[1].shape == (150, 100, 3) and np.array_equal(*found)
+    assert module._jpeg_size(data) == (100, 150) and module._jpeg_size(data[:scan]) is None
