@@ -267,6 +267,8 @@ class ShardData(PositionedData):
         for name in self.val_sources:
             known, reader = name in self.set.specs, self.val_reader(name)
             units = self.set.val_units(name, reader)
+            if units.quarantined:
+                rank_zero_info(f"data: {units.quarantined} samples of the validation set {name!r} are in quarantine and left out")
             source = self.source(name if known else "", reader, units)
             count = min(units.total, self.val_samples or units.total)
             chosen, cuts = spread(units.total, count), val_slices(count, self.val_batch_size, self.rank, self.world)

@@ -123,10 +123,11 @@ class TrainingSet:
         return self._units[name]
 
     def val_units(self, name: str, reader: ShardReader) -> Units:
-        """The units of a validation set: read as the training source of its name, else as pairs."""
+        """The units of a validation set, without what is in quarantine: read as the training source of its name, else as pairs."""
+        left_out = quarantine.of(reader).samples
         if name in self.specs:
-            return Units(reader, self.text_from(name), reads=self.specs[name].reads)
-        return Units(reader, self.defaults.text_from)
+            return Units(reader, self.text_from(name), reads=self.specs[name].reads, quarantine=left_out)
+        return Units(reader, self.defaults.text_from, quarantine=left_out)
 
     def parts(self) -> list[Part]:
         """What the run is fed with."""

@@ -150,6 +150,16 @@ def test_quarantined_samples_are_left_out_counted_and_named(tmp_path, caplog):
         data(folder, batch_size=5, preparers={}).load_state_dict(before.state_dict())
 
 
+def test_validation_leaves_out_what_is_in_quarantine(tmp_path, caplog):
+    folder = write_shards(tmp_path, (6,))
+    (folder / quarantine.FILE).write_text('{"shard": "00000.tar", "key": "k00002"}\n')
+    made = data(folder, batch_size=5, preparers={}, val={"held_out": str(folder)}, val_batch_size=3)
+    with caplog.at_level("INFO"):
+        keys = [key for loader in made.val_dataloader() for batch in loader for key in batch.keys]
+    assert sorted(keys) == [f"k{n:05d}" for n in range(6) if n != 2]
+    assert "1 samples of the validation set 'held_out' are in quarantine and left out" in caplog.text
+
+
 @pytest.mark.parametrize("line", ["{", '["a"]', '{"shard": "0.tar"}', '{"shard": 1, "key": "a"}'])
 def test_a_torn_list_is_an_error_that_names_the_line(tmp_path, line):
     folder = write_shards(tmp_path, (6,))
