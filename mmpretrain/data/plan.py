@@ -116,14 +116,16 @@ def slices(step: int, batch_size: int, rank: int, world: int, accumulate: int) -
 
 
 def val_slices(total: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
-    """Positions of the validation batches of one rank: every position once over all ranks, equally many batches on every rank.
+    """Positions of the validation batches of one rank: every position once over all ranks, equally many batches on every rank, none empty.
+
+    Where ``batch_size`` is 1 and the ranks do not divide ``total``, some batches hold two.
 
     Raises:
         DataError: fewer samples than ranks.
     """
     if total < world:
         raise DataError(f"data: {total} validation samples cannot be shared by {world} ranks; give a larger validation set")
-    count = -(-total // (batch_size * world))
+    count = min(-(-total // (batch_size * world)), total // world)
     chunks = np.array_split(np.arange(total, dtype=np.int64), count * world)
     return [chunks[number * world + rank] for number in range(count)]
 

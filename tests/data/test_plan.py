@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -81,9 +82,20 @@ def test_what_does_not_fit_is_said():
         val_slices(3, 2, 0, 4)
 
 
-@pytest.mark.parametrize("total,batch,world", [(1, 64, 1), (10, 4, 3), (7, 64, 7), (100, 8, 4), (65, 64, 1), (129, 16, 8)])
+def test_validation_cuts_of_every_small_set_hold_something():
+    for total, batch, world in itertools.product(range(1, 40), range(1, 6), range(1, 9)):
+        if total >= world:
+            cuts = [cut for rank in range(world) for cut in val_slices(total, batch, rank, world)]
+            assert min(map(len, cuts)) >= 1 and len(cuts) % world == 0 and len(np.unique(np.concatenate(cuts))) == total
+
+
+@pytest.mark.parametrize(
+    "total,batch,world",
+    [(1, 64, 1), (10, 4, 3), (7, 64, 7), (100, 8, 4), (65, 64, 1), (129, 16, 8), (303, 1, 2), (7, 1, 4), (9, 2, 4), (5, 2, 4)],
+)
 def test_validation_shows_every_sample_once_in_equally_many_batches(total, batch, world):
     ranks = [val_slices(total, batch, rank, world) for rank in range(world)]
     assert len({len(cuts) for cuts in ranks}) == 1
-    assert all(1 <= len(cut) <= batch for cuts in ranks for cut in cuts)
+    most = batch if batch > 1 or total % world == 0 else 2
+    assert all(1 <= len(cut) <= most for cuts in ranks for cut in cuts)
     assert sorted(int(p) for cuts in ranks for cut in cuts for p in cut) == list(range(total))
