@@ -97,7 +97,7 @@ class StepGuard:
         Args:
             result: the ``StepResult``.
             norm: the total gradient norm, equal on every rank.
-            scaled: fp16's loss scaling is on; the scaler skips overflows of the gradient itself.
+            scaled: fp16's loss scaling is on; the scaler skips overflows of the gradient itself, and they are no spikes either.
 
         Raises:
             NonFiniteStep: by policy ``stop``, or after ``max_skips`` bad steps in a row.
@@ -107,7 +107,10 @@ class StepGuard:
         facts_3 = torch.stack([result.loss.detach().float(), norm.float(), bad.float()]).to(norm.device)
         facts_3 = distributed.sum_(facts_3)
         facts_2 = facts_3[:2] / distributed.world_size()
-        spike = self.spikes.judge(facts_2)
+        judged_2 = facts_2
+        if scaled:  # NaN is above nothing
+            judged_2 = torch.stack([facts_2[0], torch.where(torch.isfinite(facts_2[1]), facts_2[1], torch.nan)])
+        spike = self.spikes.judge(judged_2)
         facts_4 = torch.cat([facts_2, facts_3[2:], spike[None]])
         verdict = Verdict(trainer.global_step, tuple(batch.keys for batch in batches), result.finite_K, facts_4)
         if not scaled and not _waits(norm, optimizer):

@@ -18,7 +18,6 @@ from mmpretrain.train.muon import Muon
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
-
 # Held as (1, D) or (1, 1, D), published as (D,). A class position, also (1, D), is row 0 of the published table of positions.
 CLASS_TOKENS = ("class_token", "cls_token")
 
@@ -113,10 +112,14 @@ class Optimizer:
         if not groups:
             raise ValueError("optimizer: nothing to train, every parameter is frozen")
         switches: dict[str, Any] = {"foreach": self.foreach, "fused": self.fused}
+        made: torch.optim.Optimizer
         if self.kind == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay, **switches)
-        adamw = Muon if self.kind == "muon" else torch.optim.AdamW
-        return adamw(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)
+            made = torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay, **switches)
+        else:
+            adamw = Muon if self.kind == "muon" else torch.optim.AdamW
+            made = adamw(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)
+        made._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # a fused one would unscale after guard and clipping
+        return made
 
 
 def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:

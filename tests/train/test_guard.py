@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from train.fakes import FakeData, FakeMatch, FakeMLM, FakeModel, Poison, States
 from train.runs import quiet, trainer
@@ -41,10 +42,10 @@ def module(objective: FakeMatch, **settings: Any) -> Pretrain:
     return Pretrain(FakeModel(), {"mlm": FakeMLM(), "match": objective}, optimizer, Constant(), ema_decay=0.9, **settings)
 
 
-def fit(folder: Path, made: Pretrain, steps: int, ckpt_path: str | None = None, every: int = 2) -> Any:
+def fit(folder: Path, made: Pretrain, steps: int, ckpt_path: str | None = None, every: int = 2, **flags: Any) -> Any:
     quiet()
     callbacks = [Metrics(), Checkpoints(every_n_steps=every, keep_last=10)]
-    fitter = trainer(steps, callbacks, default_root_dir=folder, enable_checkpointing=True, log_every_n_steps=1)
+    fitter = trainer(steps, callbacks, default_root_dir=folder, enable_checkpointing=True, log_every_n_steps=1, **flags)
     fitter.fit(made, datamodule=FakeData(steps_per_epoch=1000), ckpt_path=ckpt_path)
     return fitter
 
@@ -128,6 +129,42 @@ def test_a_spike_is_logged_skipped_or_rolled_back(tmp_path: Path, policy: str, m
     assert [one["at"] for one in spikes] == [10] and bad in spikes[0]["keys"]
     assert equal(saved[11], saved[10]) == (policy == "skip")
     assert equal(saved[11], saved[9]) == (policy == "rollback")
+
+
+class Scaler(torch.amp.GradScaler):
+    """Loss scaling as on a GPU, with an infinite gradient in one step."""
+
+    def __init__(self, overflow_at: int) -> None:
+        super().__init__("cpu", init_scale=8.0)
+        self.overflow_at, self.unscaled = overflow_at, 0
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.unscaled == self.overflow_at:
+            optimizer.param_groups[0]["params"][0].grad.flatten()[0] = math.inf
+        self.unscaled += 1
+        super().unscale_(optimizer)
+
+
+def test_the_guard_sees_gradients_without_the_scale(tmp_path: Path) -> None:
+    norms: dict[bool, list[float]] = {True: [], False: []}
+    for fused, seen in norms.items():
+        made = module(FakeMatch(view="match"), fused=fused)
+        made.on_train_batch_end = lambda *_, made=made, seen=seen: seen.append(float(made.grad_norm))
+        fit(tmp_path / str(fused), made, 3, plugins=[MixedPrecision("16-mixed", "cpu", scaler=Scaler(overflow_at=-1))])
+    assert norms[True] == pytest.approx(norms[False], rel=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["log", "skip", "rollback"])
+def test_an_overflow_under_loss_scaling_is_the_scalers_alone(tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "WINDOW", 16)
+    scaler, saved = Scaler(overflow_at=10), {}
+    made = module(FakeMatch(view="match"), on_spike=policy, on_nonfinite="stop")
+    made.on_train_batch_start = lambda *_: saved.setdefault(made.trainer.global_step, weights(made))
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    fit(tmp_path, made, 12, every=9, plugins=[precision])
+    assert not (tmp_path / "events.jsonl").exists() and made.guard.in_a_row == 0
+    assert scaler.get_scale() == 4.0 and torch.isfinite(made.guard.spikes.values_2W).all()
+    assert equal(saved[11], saved[10]) and not equal(saved[10], saved[9])  # the scaler left the step out
 
 
 def test_six_sigma_over_128_steps() -> None:
