@@ -63,12 +63,16 @@ def loss_factors(
     counts = [root.counts(v, names) for v in views]
     weights = {name: float(root.objectives[name].weight) for name in names}
     if reduction == "local":
-        return [{n: weights[n] / torch.where(c[n] > 0, c[n], 1) / len(views) for n in names} for c in counts]
+        return [{n: weights[n] / _or_one(c[n]) / len(views) for n in names} for c in counts]
     total_O = torch.stack([torch.stack([c[n] for c in counts]).sum() for n in names])
     distributed.sum_(total_O)
-    total_O = torch.where(total_O > 0, total_O, 1)
-    factors = {n: weights[n] * distributed.world_size() / total for n, total in zip(names, total_O, strict=True)}
+    factors = {n: weights[n] * distributed.world_size() / total for n, total in zip(names, _or_one(total_O), strict=True)}
     return [factors] * len(views)
+
+
+def _or_one(count: Tensor) -> Tensor:
+    """Counts to divide by: 1 where there is no term."""
+    return torch.where(count > 0, count, 1)
 
 
 def plain(
@@ -145,7 +149,7 @@ def _feature_gradients(
     scale = parts[0].logit_scale.detach().clone().requires_grad_()
     bias = None if parts[0].logit_bias is None else parts[0].logit_bias.detach().clone().requires_grad_()
     score = objective.loss_from_features(*leaves, logit_scale=scale, logit_bias=bias)
-    loss = score.sum * (objective.weight / score.count if reduction == "local" else factor)
+    loss = score.sum * (objective.weight / _or_one(score.count) if reduction == "local" else factor)
     loss.backward()
     grads = Features(tuple(_grad(leaf) for leaf in leaves), _grad(scale), None if bias is None else _grad(bias))
     return loss.detach(), score, grads

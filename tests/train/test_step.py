@@ -10,7 +10,7 @@ from train.runs import build, drift, largest, run
 
 from mmpretrain.train.pretraining import Pretraining
 from mmpretrain.train.step import PLANS
-from mmpretrain.types import Batch
+from mmpretrain.types import Batch, Score
 
 
 def root(dropout: float = 0.0, contrast_weight: float = 2.0) -> Pretraining:
@@ -58,6 +58,24 @@ def test_cached_without_a_contrastive_objective_is_an_error() -> None:
     module.bind(VOCABULARY)
     with pytest.raises(ValueError, match="contrastive"):
         gradients(module, cut(2), "cached")
+
+
+@pytest.mark.parametrize("reduction", ["global", "local"])
+def test_cached_without_a_true_pair_is_zero(reduction: str) -> None:
+    class Nobody(FakeContrast):
+        """All pairs are known to be false."""
+
+        def count(self, batch: Batch) -> torch.Tensor:
+            return torch.tensor(0.0)
+
+        def loss_from_features(self, *features: torch.Tensor, **scale: torch.Tensor) -> Score:
+            score = super().loss_from_features(*features, **scale)
+            return score._replace(sum=score.sum * 0, count=score.count * 0)
+
+    module = Pretraining(FakeModel(), {"contrast": Nobody(view="match")})
+    module.bind(VOCABULARY)
+    found, loss = gradients(module, cut(2), "cached", reduction)
+    assert loss == 0 and found and all(not gradient.any() for gradient in found.values())
 
 
 def test_local_reduction_is_the_mean_of_means() -> None:
