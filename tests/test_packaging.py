@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ LOOK = (
     "import mmpretrain, mmpretrain.configs, mmpretrain.data_tools, mmpretrain_cli_entry; "
     "from mmpretrain.cli.layering import layer; from importlib.resources import files; "
     "assert layer(['vilt.yaml']).config['model']['objectives']; assert layer(['paper/vilt']).config['data']['batch_size'] == 4096; "
-    "assert (files('mmpretrain.report') / 'assets' / 'page.css').is_file(); print(mmpretrain.__file__)"
+    "assert (files('mmpretrain.report') / 'assets' / 'page.css').is_file(); assert (files('mmpretrain') / 'py.typed').is_file(); "
+    "print(mmpretrain.__file__)"
 )
 
 
@@ -35,6 +38,20 @@ def environment(folder: Path) -> Path:
                 (borrowed / entry.name).symlink_to(entry)
     (own / "borrowed.pth").write_text(f"{borrowed}\n")
     return python
+
+
+def test_type_checkers_are_told_of_the_annotations():
+    assert (TREE / "mmpretrain" / "py.typed").read_bytes() == b""
+    assert "py.typed" in tomllib.loads((TREE / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+
+
+def test_every_extra_is_used():
+    """An optional dependency that nothing names, in code or as the option of a library, has no business in the list."""
+    extras = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    code = "\n".join(path.read_text(encoding="utf-8") for part in ("mmpretrain", "data_tools") for path in (TREE / part).rglob("*.py"))
+    for extra in extras.keys() - {"test"}:
+        names = [re.split(r"[\[><=]", requirement)[0].replace("-", "_") for requirement in extras[extra]]
+        assert [name for name in names if not re.search(rf"\b{name}\b", code)] == [], extra
 
 
 @pytest.mark.slow
