@@ -115,7 +115,8 @@ def check_clash() -> list[Finding]:
 
     problem = mmpretrain_cli_entry.clash()
     if problem:
-        return [Finding("fail", "installation", problem, "see above")]
+        text, _, remedy = problem.partition(" Remedy: ")
+        return [Finding("fail", "installation", text, remedy)]
     ours = importlib.metadata.packages_distributions().get("mmpretrain", [])
     others = sorted(set(ours) - {"mmpretrain-vl"})
     if others:
