@@ -55,7 +55,7 @@ NAMES = {
 }
 _INTEGERS = ("classes", "attributes")
 # what zipfile, its decompressors and numpy's parser of headers raise at bytes that are no npz
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError)
+_DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError)
 _DAMAGED += (ValueError, OSError, EOFError, RuntimeError, LookupError, TypeError, SyntaxError, OverflowError, MemoryError)
 
 
