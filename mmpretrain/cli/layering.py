@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,10 @@ class Layers(NamedTuple):
     files: tuple[Path, ...]
     origin: dict[str, str]
 
+    def says(self, key: str) -> bool:
+        """Whether a file that the user named sets ``key``."""
+        return self.origin.get(key, CHECKPOINT) != CHECKPOINT
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 with two repairs: ``1e-4`` is a number, and a key given twice is an error."""
@@ -38,6 +42,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                what = "a key must be a word, not a mapping or a list; is it '{{ ... }}' of a template that was not filled in?"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
             if key in seen and key != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
@@ -94,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}{place}: not readable as YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of a text that is not UTF-8, or a date that there is not
         raise UserError(f"{path}: not readable as YAML: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,10 +51,15 @@ SETUP_ERRORS = (ValueError, *MISSING, MisconfigurationException, CheckpointError
 
 
 class Began(pl.Callback):
-    """Notes that set-up is over: errors after that keep their traceback."""
+    """Notes that set-up is over: errors after that keep their traceback. ``describe`` is called once a checkpoint is accepted."""
 
     def __init__(self) -> None:
         self.yes = False
+        self.describe: Callable[[], None] | None = None
+
+    def on_train_start(self, *args: Any, **kwargs: Any) -> None:
+        if self.describe is not None:
+            self.describe()
 
     def _note(self, *args: Any, **kwargs: Any) -> None:
         self.yes = True
@@ -126,6 +131,8 @@ class CLI(LightningCLI):
             origin = self.layers.origin.get(key)
             if key not in self.typed and (origin is None or (origin == CHECKPOINT and "seed_everything" in self.typed)):
                 config[key.partition(".")[0]]["seed"] = int(config["seed_everything"])
+        if self.resumed is not None and resume.UNTRUSTED not in self.typed and not self.layers.says(resume.UNTRUSTED):
+            config["data"]["allow_pipe"] = False
         self._dump_config()
         self.resolved = redacted({key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")})
         if self.command == "fit":
@@ -171,7 +178,10 @@ class CLI(LightningCLI):
         found: list[Logger] = []
         for name in names:
             if name == "tensorboard":
-                found.append(TensorBoardLogger(self.run, name="", version="tensorboard"))
+                try:
+                    found.append(TensorBoardLogger(self.run, name="", version="tensorboard"))
+                except ModuleNotFoundError as error:
+                    raise UserError("--loggers: tensorboard is not installed; pip install 'mmpretrain-vl[tensorboard]'") from error
             elif name == "csv":
                 parts = [f"csv-{n}" for n in range(1000) if not (self.run / f"csv-{n}").exists()]  # it would delete an earlier part
                 found.append(CSVLogger(self.run, name="", version=parts[0]))
@@ -179,11 +189,17 @@ class CLI(LightningCLI):
                 found.append(logger)
         return found
 
+    def _describe(self) -> None:
+        pictures = codec.difference(self.datamodule.image.decoder)
+        run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False), pictures=pictures)
+
     def execute(self) -> int:
         """Run the command; returns the exit code."""
         if self.run is not None and self.trainer.is_global_zero:
-            pictures = codec.difference(self.datamodule.image.decoder)
-            run_dir.describe(self.run, yaml.safe_dump(self.resolved, sort_keys=False), pictures=pictures)
+            if (self.run / "config.yaml").exists():  # of a run that is good as it is, until this one begins
+                self.began.describe = self._describe
+            else:
+                self._describe()
         status = "failed"
         try:
             words = self._prepare_subcommand_kwargs(self.command)
@@ -200,54 +216,27 @@ class CLI(LightningCLI):
         return 0
 
 
-def split_config(words: list[str]) -> tuple[list[str], list[str]]:
-    """(values of ``--config`` and ``-c`` in order, the other words)."""
-    files, others = [], []
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
-        name, equals, value = word.partition("=")
-        if name not in ("--config", "-c"):
-            others.append(word)
-        elif equals:
-            files.append(value)
-        elif index < len(words):
-            files.append(words[index])
-            index += 1
-        else:
-            raise UserError("--config needs the name of a file, for example --config vilt.yaml")
-    return files, others
-
-
-def with_checkpoint(options: list[str], path: Path) -> list[str]:
-    """``options`` with ``--ckpt_path`` replaced by the file that it stands for."""
-    kept, skip = [], False
-    for word in options:
-        if skip:
-            skip = False
-        elif word == "--ckpt_path":
-            skip = True
-        elif not word.startswith("--ckpt_path="):
-            kept.append(word)
-    return [*kept, "--ckpt_path", str(path)]
-
-
 def prepare(command: str, words: list[str]) -> CLI:
     """Everything before the first step: layers, parsing, objects. On resume the checkpoint's configuration is the lowest layer."""
-    files, options = split_config(words)
+    files, options = resume.split_config(words)
     saved: Mapping[str, Any] = {}
     path = None
     typed, written = typed_keys(options), layer(files).config
     named = typed.get("ckpt_path") or written.get("ckpt_path")
     if named and not {"-h", "--help"} & set(options):
         root = typed.get("trainer.default_root_dir") or (written.get("trainer") or {}).get("default_root_dir") or "runs"
-        path = resume.find_checkpoint(named, Path(root))
-        entry = resume.saved_entry(path)
-        saved = entry["config"]
-        options = with_checkpoint(options, path)
+        try:
+            path = resume.find_checkpoint(named, Path(root), Path(files[0]).stem if files else None)
+            entry = resume.saved_entry(path)
+            saved = entry["config"]
+        except resume.NothingSaved as error:
+            if command != "fit":
+                raise
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"mmpretrain: {error}; the run starts at the beginning", file=sys.stderr)
+        options = resume.with_checkpoint(options, path)
     recipe = Path(files[0]).stem if files else path.resolve().parent.parent.name if path is not None else "run"
-    cli = CLI(command, layer(files, below=saved), options, recipe, path)
+    cli = CLI(command, layer(files, below=resume.trusted(saved)), options, recipe, path)
     if saved:
         if entry.get("tokenizer") and cli.resolved["data"].get("text") == (saved.get("data") or {}).get("text"):
             cli.datamodule.adopt(Tokenizer.from_json(entry["tokenizer"]))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import time
@@ -31,8 +30,8 @@ import torch
 from mmpretrain.data.redact import redacted
 from mmpretrain.train.atomic import write_text
 from mmpretrain.train.payload import as_json, versions
+from mmpretrain.train.places import VARIABLE, folder_name
 
-VARIABLE = "MMPRETRAIN_RUN_DIR"  # set for the processes a launcher starts, so that all ranks share one folder
 _SETUP, _LOGGERS = ("config.yaml", "environment.json"), ("wandb", "tensorboard", "csv-")  # written before the first step
 
 
@@ -46,7 +45,7 @@ def create(root: str | Path = "runs", recipe: str = "run", now: float | None = N
         path = Path(chosen)
         path.mkdir(parents=True, exist_ok=True)
         return path
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe).strip("-") or "run"
+    name = folder_name(recipe)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     for attempt in range(1000):
         path = Path(root) / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
@@ -66,13 +65,6 @@ def discard(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         if os.environ.get(VARIABLE) == str(path.resolve()):
             del os.environ[VARIABLE]
-
-
-def latest(root: str | Path = "runs", recipe: str | None = None) -> Path | None:
-    """The newest run (of a recipe) that has a checkpoint, or None."""
-    pattern = re.compile(rf"({re.escape(recipe) if recipe else '.+'})-(\d{{8}}-\d{{6}}(?:-\d+)?)")
-    runs = [(m[2], p) for p in Path(root).glob("*") if (m := pattern.fullmatch(p.name)) and any((p / "checkpoints").glob("step-*.ckpt"))]
-    return max(runs)[1] if runs else None
 
 
 def environment() -> dict[str, Any]:

@@ -37,7 +37,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
         (["--config"], r"--config needs the name of a file"),
         (["--config", "vlit.yaml"], r"there is no file 'vlit.yaml'.*Did you mean 'vilt.yaml'\?"),
         (["--ckpt_path", "nothing.ckpt"], r"there is no checkpoint nothing.ckpt"),
-        (["--ckpt_path", "last"], r"no run under .* has a checkpoint yet"),
+        (["--ckpt_path", "last"], r"no run of vilt under .* has a checkpoint yet"),
         (["--data.train", "no/such/folder"], r"no/such/folder does not exist"),
         (["--model.objectives.itm.init_args.negatives", "{pictures: 1.0}"], r"unknown kind of negatives pictures"),
         (["--trainer.accumulate_grad_batches", "0"], r"accumulate_grad_batches=0"),
@@ -56,6 +56,9 @@ def test_on_the_command_line(capfd, words, says):
         ("model: {system: {class_path: mmpretrain.models.vilt.VILT}}", r"model.system.*mmpretrain.models.vilt.VILT"),
         ("data: {batch_size: many}", r"data.batch_size \(in .*mine.yaml\).*int.*many"),
         ("a: [1", r"mine.yaml, line 2.*not readable as YAML"),
+        ("model:\n  optimizer: {lr: {{ lr }}}", r"mine.yaml, line 2, column 20: not readable as YAML: a key must be.*'\{\{ ... \}\}'"),
+        ("? [a, b]\n: 1", r"mine.yaml, line 1, column 3: not readable as YAML: a key must be a word"),
+        ("a: 2026-99-01", r"mine.yaml: not readable as YAML: month must be"),
     ],
 )
 def test_in_a_file(capfd, tmp_path, text, says):

@@ -12,7 +12,7 @@ from train.fakes import LENGTH, FakeData
 from train.resume import go
 from train.runs import build, quiet, trainer
 
-from mmpretrain.train import run_dir
+from mmpretrain.train import places, run_dir
 from mmpretrain.train.callbacks import Metrics, forget_after
 
 
@@ -63,11 +63,11 @@ def test_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(run_dir.VARIABLE)
     second = run_dir.create(tmp_path, "my recipe", now=0.0)
     monkeypatch.delenv(run_dir.VARIABLE)
-    assert second != first and run_dir.latest(tmp_path, "my-recipe") is None
+    assert second != first and places.latest(tmp_path, "my-recipe") is None
     for folder in (first, second):
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "step-00000001.ckpt").touch()
-    assert run_dir.latest(tmp_path, "my-recipe") == second and run_dir.latest(tmp_path, "clip") is None
+    assert places.latest(tmp_path, "my-recipe") == second and places.latest(tmp_path, "clip") is None
     run_dir.describe(first, "a: 1\n")
     assert json.loads((first / "environment.json").read_text())["versions"]["torch"]
     run_dir.write_result(first, [{"name": "val/itm/accuracy", "value": 0.5, "chance": 0.5}], checkpoint="x.ckpt")
