@@ -40,9 +40,11 @@ def embed(pretrained: Pretrained, data: EvalSet, out: Path | str, part_size: int
         the path of the file.
 
     Raises:
-        ValueError: unknown format, the file exists, or parts of another checkpoint or data set are there.
+        ValueError: a part size below 1, unknown format, the file exists, or parts of another checkpoint or data set are there.
     """
     out = Path(out)
+    if part_size < 1:
+        raise ValueError(f"part_size={part_size} must be at least 1")
     if out.suffix not in FORMATS:
         raise ValueError(f"{out}: unknown format {out.suffix!r}; name the file .parquet or .npz")
     if out.exists():

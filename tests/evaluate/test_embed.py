@@ -65,6 +65,9 @@ def test_parts_of_something_else_are_refused(tmp_path: Path) -> None:
         embed(fakes.pretrained(), data, out)
     with pytest.raises(ValueError, match=r"name the file \.parquet or \.npz"):
         embed(fakes.pretrained(), data, tmp_path / "vectors.csv")
+    with pytest.raises(ValueError, match="part_size=0 must be at least 1"):
+        embed(fakes.pretrained(), data, tmp_path / "new.npz", part_size=0)
+    assert not (tmp_path / "new.npz.parts").exists()
     out.write_bytes(b"")
     with pytest.raises(ValueError, match="exists already"):
         embed(fakes.pretrained(), data, out)
