@@ -5,11 +5,11 @@ Prepositions and adverbs of place (``on``, ``left``, ``above``), numbers and neg
 
 FUNCTION_WORDS = frozenset(
     """
-    a an the this that these those there here it its itself he she they them his her hers their theirs him we us our you your i me my who whom
-    whose which what where when is are was were be been being am has have had having do does did doing can could may might must shall should
-    will would and or but nor so if then than as of to for with by from at also too very just only some any each such own same other
-    image images picture pictures photo photos photograph photographs photography illustration view scene thing things shape shapes
-    object objects show shows showing shown see seen contain contains containing s t
+    a an the this that these those there here it its itself he she they them his her hers their theirs him we us our you your i me my
+    who whom whose which what where when is are was were be been being am has have had having do does did doing can could may might
+    must shall should will would and or but nor so if then than as of to for with by from at also too very just only some any each
+    such own same other image images picture pictures photo photos photograph photographs photography illustration view scene thing
+    things shape shapes object objects show shows showing shown see seen contain contains containing s t
     """.split()
 )
 

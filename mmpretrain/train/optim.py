@@ -116,7 +116,7 @@ class Optimizer:
         if self.kind == "sgd":
             made = torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay, **switches)
         else:
-            adamw = Muon if self.kind == "muon" else torch.optim.AdamW
+            adamw: type[torch.optim.AdamW] = Muon if self.kind == "muon" else torch.optim.AdamW
             made = adamw(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)
         made._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # a fused one would unscale after guard and clipping
         return made
