@@ -14,7 +14,7 @@ from typing import Any
 from mmpretrain.models.clip import CLIP
 from mmpretrain.models.vilt import ViLT
 from mmpretrain.weights import clip, clip_config, export_files, vilt
-from mmpretrain.weights.export_check import CHECKS, Proof
+from mmpretrain.weights.export_check import CHECKS, Proof, has_transformers
 
 TARGETS = ("transformers", "open_clip", "timm")
 TOLERANCE = 1e-4
@@ -46,10 +46,12 @@ def export(
         the path of ``export_report.json``.
 
     Raises:
-        ExportError: one line: no such target for this model, the folder exists, or the largest difference exceeds the tolerance.
+        ExportError: one line: no such target for this model, transformers is needed and not installed, the folder exists, or the largest
+            difference exceeds the tolerance.
     """
     out = Path(out)
     family, write = _writer(pretrained.model, to)
+    _installed(pretrained, to)
     samples = "given"
     if images is None or texts is None:
         own_images, own_texts, samples = pretrained.real_samples()
@@ -95,6 +97,13 @@ def _writer(model: Any, to: str) -> tuple[str, Callable[[Any, Path], None]]:
         homes = [target for target, name in writers if name == family]
         raise ExportError(f"export: {to} has no {family}" + (f"; export it to {' or '.join(homes)}" if homes else ""))
     return family, writers[to, family]
+
+
+def _installed(pretrained: Any, to: str) -> None:
+    """open_clip reads every tokenizer but its own with transformers too."""
+    needed = to == "transformers" or (to == "open_clip" and pretrained.tokenizer is not None and pretrained.tokenizer.style != "clip")
+    if needed and not has_transformers():
+        raise ExportError(f"export to {to}: the proof opens the folder with transformers; pip install 'mmpretrain-vl[export]'")
 
 
 def _judge(proof: Proof, to: str, tolerance: float) -> float:

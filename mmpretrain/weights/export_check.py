@@ -67,9 +67,22 @@ def _normalised(pretrained: Any, pixels: Sequence[Tensor]) -> list[Tensor]:
     return [pretrained.pixels([image]).floats()[0].cpu() for image in pixels]
 
 
+def has_transformers() -> bool:
+    """Whether transformers can be imported: the suite does without it, but for some exports."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers without progress bars and advice."""
+    """No gradients; transformers, where it is installed, without progress bars and advice."""
+    if not has_transformers():
+        with torch.no_grad():
+            yield
+        return
     import transformers
 
     level = transformers.logging.get_verbosity()

@@ -80,6 +80,26 @@ def test_refusals(tmp_path: Path) -> None:
         export(vilt, "transformers", tmp_path / "new", [], TEXTS)
 
 
+def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """What needs it says so in one line and leaves nothing; what does not need it works."""
+    import torchmetrics  # noqa: F401 - takes transformers where its version is known
+
+    from mmpretrain.cli.main import main
+    from mmpretrain.data import tokenizer_files
+
+    path = checkpoint(tmp_path / "a.ckpt", "clip")
+    monkeypatch.setattr("helpers.checkpoints.train", lambda *_: tokenizer_files.clip(24))
+    own = mmpretrain.load(checkpoint(tmp_path / "b.ckpt", "clip"))  # with the tokenizer that open_clip has itself
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for to in ("transformers", "open_clip"):
+        assert main(["export", str(path), "--to", to, "--out", str(tmp_path / "out")]) == 2
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1 and f"export to {to}: " in error and "pip install 'mmpretrain-vl[export]'" in error
+    assert export(mmpretrain.load(path), "timm", tmp_path / "timm", pictures(), TEXTS).is_file()
+    assert export(own, "open_clip", tmp_path / "open_clip", pictures(), TEXTS).is_file()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt", "open_clip", "timm"]
+
+
 BLOCKED = """
 import sys
 class Block:
