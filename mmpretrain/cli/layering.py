@@ -39,9 +39,9 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 with two repairs: ``1e-4`` is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
+        seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key: Any = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 what = "a key must be a word, not a mapping or a list; is it '{{ ... }}' of a template that was not filled in?"
                 raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
