@@ -206,7 +206,8 @@ def _vocabulary(found: Any, file: Path) -> Vocabulary | None:
     if found is None:
         return None
     try:
-        return Vocabulary(**{name: tuple(value) if isinstance(value, list | tuple) else value for name, value in found.items()})
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
+        return Vocabulary(**fields)
     except (TypeError, KeyError):
         raise ValueError(f"{file}: its vocabulary is of another version") from None
 

@@ -118,7 +118,7 @@ class Optimizer:
         else:
             adamw: type[torch.optim.AdamW] = Muon if self.kind == "muon" else torch.optim.AdamW
             made = adamw(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)
-        made._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # a fused one would unscale after guard and clipping
+        made._step_supports_amp_scaling = False  # a fused one would unscale after guard and clipping
         return made
 
 
