@@ -163,16 +163,6 @@ def test_a_download_that_is_cut_is_an_error(served: Http) -> None:
     assert served.gets("c/00000.tar") == 1
 
 
-@pytest.mark.fault(22)
-def test_a_burst_of_bad_answers_is_waited_out_by_curl(served: Http) -> None:
-    served.statuses = [503]
-    assert len(read(served.url("a/00000.tar"))) == 2
-    served.always = {"a/00000.tar": 404}
-    with pytest.raises(OSError, match="exit 22"):
-        read(served.url("a/00000.tar"))
-    assert len(read(served.url("a/00000.tar"), served.url("b/00000.tar"), handler=wds.ignore_and_continue)) == 2
-
-
 @pytest.mark.fault(23)
 def test_equal_base_names_share_a_copy(served: Http, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
