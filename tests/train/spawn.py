@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -25,7 +26,12 @@ def free_port() -> int:
 
 
 def ranks(script: Path, *arguments: str, world: int = 2, timeout: float = 240) -> list[subprocess.CompletedProcess[str]]:
-    """Run ``script`` once per rank and wait; the output of every rank is kept."""
+    """Run ``script`` once per rank, in a folder that goes away, and wait; the output of every rank is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _ranks(folder, script, arguments, world, timeout)
+
+
+def _ranks(folder: str, script: Path, arguments: tuple[str, ...], world: int, timeout: float) -> list[subprocess.CompletedProcess[str]]:
     port = str(free_port())
     running = []
     for rank in range(world):
@@ -34,7 +40,7 @@ def ranks(script: Path, *arguments: str, world: int = 2, timeout: float = 240) -
             MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="test", TORCHELASTIC_RESTART_COUNT="0",
         )  # fmt: skip
         command = [sys.executable, str(script), *arguments]
-        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        running.append(subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     finished = []
     try:
         for process in running:
