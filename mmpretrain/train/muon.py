@@ -1,7 +1,7 @@
 """Muon for the matrices of a model, AdamW for all else, as one optimiser (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-torch has a Muon too. It takes matrices alone, always computes in bf16, which CPUs without such instructions do twenty times slower than
-fp32, and turns a query-key-value projection as if it were one matrix.
+torch has a Muon too. It takes matrices alone, always computes in bf16, which CPUs without such instructions do
+slowly, and turns a query-key-value projection as if it were one matrix.
 """
 
 from __future__ import annotations

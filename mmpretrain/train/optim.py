@@ -54,7 +54,7 @@ class Optimizer:
     Args:
         lr: peak rate.
         kind: ``adamw``, ``sgd`` (with Nesterov-free momentum ``betas[0]``), or ``muon``: Muon for the matrices of the model, AdamW for all
-            else (see ``train/muon.py``). In none of the papers; a small model learns about twice as much from a sample.
+            else (see ``train/muon.py``). In none of the papers; see ``docs/log.md``.
         matrix_lr: peak rate of the matrices for ``muon``.
         betas, eps, weight_decay: as in torch; weight decay is decoupled for AdamW.
         decay: which parameters are decayed: ``vilt``, ``clip`` or ``all``.

@@ -85,7 +85,7 @@ def test_a_bad_sample_that_another_one_draws_is_recorded_as_itself(tmp_path):
 
 
 def test_an_error_keeps_its_sample_between_processes():
-    error = pickle.loads(pickle.dumps(BadSample.of("/data/7.tar", "k1", "picture cannot be decoded (0 bytes)")))  # noqa: S301
+    error = pickle.loads(pickle.dumps(BadSample.of("/data/7.tar", "k1", "picture cannot be decoded (0 bytes)")))  # noqa: S301  (our own bytes)
     assert record(error, "/data/9.tar", "k2") == BAD._replace(error="/data/7.tar key 'k1': picture cannot be decoded (0 bytes)")
     unknown = record(BadSample("the preparer refuses it"), "/data/9.tar", "k2")
     assert unknown == Replaced("/data/9.tar", "k2", "the preparer refuses it", "the preparer refuses it")

@@ -132,7 +132,7 @@ def test_a_member_is_inflated_whatever_its_size(tmp_path: Path) -> None:
 def test_arrays_of_objects_are_refused_and_nan_is_delivered(tmp_path: Path) -> None:
     def decoded(array: np.ndarray) -> Any:
         buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=True)
+        np.save(buffer, array, allow_pickle=True)  # written to see what webdataset does with it; nothing here reads it
         path = write_tar(tmp_path / "0.tar", [("k.npy", buffer.getvalue())])
         (found,) = wds.WebDataset(str(path), shardshuffle=False).decode()
         return found["npy"]
