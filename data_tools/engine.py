@@ -97,7 +97,7 @@ def worker_count(wanted: int | None, items: int) -> int:
     return max(1, min(wanted or min(cores, _MOST), items))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse._ActionsContainer) -> None:
     """The options that every tool has: ``--workers``, ``--engine`` and ``--quiet``."""
     parser.add_argument("--workers", type=int, help="processes (default: one for each core); the result does not depend on it")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="ray: on a Ray cluster, pip install 'mmpretrain-vl[ray]'")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from mmpretrain.data.errors import DataError
@@ -18,7 +18,7 @@ from mmpretrain.data_tools.engine import environment
 _GRACE = 10.0  # seconds that a process gets to remove what it was writing
 
 
-def replies(ref: str, texts: Mapping[str, str], workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def replies(ref: str, texts: Mapping[str, str], workers: int) -> Generator[tuple[str, dict[str, Any]]]:
     """(name, reply) of every item as it finishes. Closing the generator, or an error in it, ends the processes.
 
     Raises:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools.engine import call, environment
 
 
-def replies(ref: str, texts: Mapping[str, str], workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def replies(ref: str, texts: Mapping[str, str], workers: int) -> Generator[tuple[str, dict[str, Any]]]:
     """(name, reply) of every item as it finishes; at most ``workers`` at a time.
 
     ``RAY_ADDRESS`` names the cluster; without it, and without ``ray.init`` before, one is started here and ended with the last item.

@@ -62,14 +62,20 @@ def maker_of(options: Mapping[str, Any]) -> Maker:
     """The maker that ``options["kind"]`` names; models are loaded once in a process."""
     kind = options["kind"]
     if kind == "extractor":
-        from mmpretrain.data_tools.regions_extract import maker
-    elif kind == "detector":
-        from mmpretrain.data_tools.regions_detector import maker
-    elif kind == "grid":
-        from mmpretrain.data_tools.regions_grid import maker
-    else:
-        from mmpretrain.data_tools.regions_store import maker
-    return maker(options)
+        from mmpretrain.data_tools import regions_extract
+
+        return regions_extract.maker(options)
+    if kind == "detector":
+        from mmpretrain.data_tools import regions_detector
+
+        return regions_detector.maker(options)
+    if kind == "grid":
+        from mmpretrain.data_tools import regions_grid
+
+        return regions_grid.maker(options)
+    from mmpretrain.data_tools import regions_store
+
+    return regions_store.maker(options)
 
 
 def shard(work: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from mmpretrain.data_tools.scenes_logic import (
     REGIONS,
     At,
     Both,
-    Claim,
     Noun,
     Number,
     Of,
     Relation,
+    Single,
     There,
     count,
     holds,
@@ -29,7 +29,7 @@ CAPTIONS = 5
 class Caption(NamedTuple):
     """A claim in parts, said one after another in one style."""
 
-    parts: tuple[Claim, ...]
+    parts: tuple[Single, ...]
     style: Style
 
     def text(self) -> str:
@@ -72,16 +72,16 @@ def distinct(thing: Thing, world: World, rng: Rng) -> Noun:
     return _full(thing, True, True)
 
 
-def _listing(world: World, rng: Rng) -> tuple[Claim, ...]:
+def _listing(world: World, rng: Rng) -> tuple[Single, ...]:
     told = _mentions(world, rng)
     return (_list([_full(t, *told[t.colour, t.shape]) for t in rng.shuffled(world.things)], explicit=rng.chance(1, 3)),)
 
 
-def _bare_listing(world: World, rng: Rng) -> tuple[Claim, ...]:
+def _bare_listing(world: World, rng: Rng) -> tuple[Single, ...]:
     return (_list([_full(t) for t in rng.shuffled(world.things)], explicit=rng.chance(1, 3)),)
 
 
-def _counting(world: World, rng: Rng) -> tuple[Claim, ...]:
+def _counting(world: World, rng: Rng) -> tuple[Single, ...]:
     things = rng.shuffled(world.things)
     case = rng.below(4)
     if case == 0:
@@ -100,7 +100,7 @@ def true_relations(a: Thing, b: Thing) -> tuple[str, ...]:
     return tuple(relation for relation in ("above", "below", "left of", "right of") if related(a, relation, b))
 
 
-def _relating(world: World, rng: Rng) -> tuple[Claim, ...] | None:
+def _relating(world: World, rng: Rng) -> tuple[Single, ...] | None:
     if len(world.things) < 2:
         return None
     a, b, *rest = rng.shuffled(world.things)
@@ -108,16 +108,17 @@ def _relating(world: World, rng: Rng) -> tuple[Claim, ...] | None:
     if not true:
         return None
     relations = true if rng.chance(1, 4) else (rng.choice(true),)
-    parts: list[Claim] = [Relation((distinct(a, world, rng), distinct(b, world, rng)), relations)]
+    parts: list[Single] = [Relation((distinct(a, world, rng), distinct(b, world, rng)), relations)]
     if len(rest) == 2 and rng.chance(1, 3) and true_relations(*rest):
         other = rng.choice(true_relations(*rest))
         parts.append(Relation((distinct(rest[0], world, rng), distinct(rest[1], world, rng)), (other,)))
     elif rest:
-        parts.append(_list([_full(thing) for thing in rest]))
-        if None in parts[-1].counts and any(count(n, world) > 1 for n in parts[-1].nouns):
-            parts[-1] = _list([distinct(thing, world, rng) for thing in rest])
-        if not holds(parts[-1], world):
+        listed = _list([_full(thing) for thing in rest])
+        if None in listed.counts and any(count(n, world) > 1 for n in listed.nouns):
+            listed = _list([distinct(thing, world, rng) for thing in rest])
+        if not holds(listed, world):
             return None
+        parts.append(listed)
     return tuple(parts)
 
 
@@ -126,8 +127,8 @@ def region_of(thing: Thing, rng: Rng) -> str | None:
     return rng.choice(true) if true else None
 
 
-def _locating(world: World, rng: Rng) -> tuple[Claim, ...] | None:
-    parts: list[Claim] = []
+def _locating(world: World, rng: Rng) -> tuple[Single, ...] | None:
+    parts: list[Single] = []
     for thing in rng.shuffled(world.things)[:3]:
         region = region_of(thing, rng)
         if region is not None:
@@ -135,7 +136,7 @@ def _locating(world: World, rng: Rng) -> tuple[Claim, ...] | None:
     return tuple(parts) or None
 
 
-_Family = Callable[[World, Rng], tuple[Claim, ...] | None]
+_Family = Callable[[World, Rng], tuple[Single, ...] | None]
 _FAMILIES: tuple[tuple[_Family, ...], ...] = (  # the i-th caption comes from one of the i-th families
     (_bare_listing,),
     (_listing,),

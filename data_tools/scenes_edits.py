@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mmpretrain.data_tools.scenes_captions import Caption
 from mmpretrain.data_tools.scenes_language import words
-from mmpretrain.data_tools.scenes_logic import ATTRIBUTES, REGIONS, At, Both, Claim, Noun, Of, Relation, There, holds
+from mmpretrain.data_tools.scenes_logic import ATTRIBUTES, REGIONS, At, Both, Noun, Of, Relation, Single, There, holds
 from mmpretrain.data_tools.scenes_world import COLOURS, HELD_OUT, MATERIALS, SHAPES, SIZES, Rng, World
 
 KINDS = ("colour", "shape", "size", "material", "count", "relation", "swap", "position")
@@ -24,10 +24,10 @@ class Edit(NamedTuple):
 def _with_noun(caption: Caption, part: int, slot: int, noun: Noun) -> Caption:
     old = caption.parts[part]
     nouns = (*old.nouns[:slot], noun, *old.nouns[slot + 1 :])
-    return caption._replace(parts=(*caption.parts[:part], old._replace(nouns=nouns), *caption.parts[part + 1 :]))
+    return _with_part(caption, part, old._replace(nouns=nouns))  # type: ignore[arg-type]  # as many as before
 
 
-def _with_part(caption: Caption, index: int, part: Claim) -> Caption:
+def _with_part(caption: Caption, index: int, part: Single) -> Caption:
     return caption._replace(parts=(*caption.parts[:index], part, *caption.parts[index + 1 :]))
 
 
@@ -74,21 +74,19 @@ def _exchange(caption: Caption, world: World, rng: Rng) -> Caption | None:
 
 
 def _turn(caption: Caption, world: World, rng: Rng) -> Caption | None:
-    at = [i for i, part in enumerate(caption.parts) if isinstance(part, Relation)]
+    at = [(i, part) for i, part in enumerate(caption.parts) if isinstance(part, Relation)]
     if not at:
         return None
-    index = rng.choice(at)
-    part = caption.parts[index]
+    index, part = rng.choice(at)
     return _with_part(caption, index, part._replace(nouns=(part.nouns[1], part.nouns[0])))
 
 
 def _move(caption: Caption, world: World, rng: Rng) -> Caption | None:
-    at = [i for i, part in enumerate(caption.parts) if isinstance(part, At)]
+    at = [(i, part) for i, part in enumerate(caption.parts) if isinstance(part, At)]
     if not at:
         return None
-    index = rng.choice(at)
-    part = caption.parts[index]
-    taken = {caption.parts[i].region for i in at}
+    index, part = rng.choice(at)
+    taken = {other.region for _, other in at}
     like = [r for r in REGIONS if r not in taken and (" " in r) == (" " in part.region)]
     if not like:
         return None
@@ -104,11 +102,10 @@ def _step(old: int, most: int, rng: Rng) -> int | None:
 
 def _recount(caption: Caption, world: World, rng: Rng) -> Caption | None:
     """Another number, or a thing moved from one noun of a list to another ("two stars and a heart": "a star and two hearts")."""
-    at = [i for i, part in enumerate(caption.parts) if isinstance(part, There | Of)]
+    at = [(i, part) for i, part in enumerate(caption.parts) if isinstance(part, There | Of)]
     if not at:
         return None
-    index = rng.choice(at)
-    part = caption.parts[index]
+    index, part = rng.choice(at)
     if isinstance(part, Of):
         new = _step(part.count, part.total, rng)
         return None if new is None else _with_part(caption, index, part._replace(count=new))

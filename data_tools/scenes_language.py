@@ -196,6 +196,7 @@ def ask(claim: Claim, style: Style) -> str:
     if isinstance(claim, Relation):
         a, b = (_a(noun, style) for noun in claim.nouns)
         return f"is {a} {_relation_text(claim.relations, style)} {b}?"
+    assert isinstance(claim, More | Bigger)
     text = _compared(claim, style)
     if isinstance(claim, Bigger):
         before, after = text.split(" is ") if not style.clause else text.rsplit(" is ", 1)

@@ -107,7 +107,8 @@ class Both(NamedTuple):
     parts: tuple[Claim, ...]
 
 
-Claim = There | Relation | At | Number | Of | More | Every | Bigger | Both
+Single = There | Relation | At | Number | Of | More | Every | Bigger  # all with ``nouns``
+Claim = Single | Both
 
 
 class In(NamedTuple):

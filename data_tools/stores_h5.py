@@ -30,7 +30,7 @@ class H5Store:
     """
 
     format = "h5"
-    classes = None
+    classes: tuple[str, ...] | None = None
 
     def __init__(self, path: Path) -> None:
         h5py = needs("h5py")

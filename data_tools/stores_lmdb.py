@@ -49,7 +49,7 @@ class LmdbStore:
     """
 
     format = "lmdb"
-    classes = None
+    classes: tuple[str, ...] | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path.parent if path.name == "data.mdb" else path

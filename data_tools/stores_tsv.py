@@ -89,7 +89,7 @@ class TsvStore:
     """Implements ``stores.Store``; locations are offsets of lines."""
 
     format = "tsv"
-    classes = None
+    classes: tuple[str, ...] | None = None
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         self.path, self.columns = path, columns

@@ -138,7 +138,9 @@ def _shared_names(rows: Callable[[], Iterator[Row | Skip]]) -> set[str]:
     owner: dict[str, bytes] = {}
     shared = set()
     for row in rows():
-        for name in _basename(row) if isinstance(row, Row) else ():
+        if isinstance(row, Skip):
+            continue
+        for name in _basename(row):
             url = hashlib.blake2b(row.url.encode(), digest_size=8).digest()
             if owner.setdefault(name, url) != url:
                 shared.add(name)

@@ -50,7 +50,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
         references = [_reference(ref, place[ref["ann_id"]]) for ref in found if ref["ann_id"] in place]
         if references:
             about = {"id": number, "image_id": number, "file_name": image["file_name"]}
-            size = {name: image[name] for name in ("width", "height") if name in image}
+            size: dict[str, Any] = {name: image[name] for name in ("width", "height") if name in image}
             yield Record(key, (picture,), (), {**about, **size, "objects": objects, "references": references})
 
 

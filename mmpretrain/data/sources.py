@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.place import SCHEMES, Remote, shown
@@ -156,7 +157,7 @@ def _scenes(text: str, split: str) -> list[Path]:
     from mmpretrain.data_tools import scenes
 
     named, _, options = text.partition("?")
-    wanted: dict[str, int] = {}
+    wanted: dict[str, Any] = {}
     for option in filter(None, options.split("&")):
         name, _, value = option.partition("=")
         if name not in ("n", "seed", "size") or not value.isdigit():
