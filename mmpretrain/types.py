@@ -5,8 +5,9 @@ Shape legend, used as suffixes of tensor names everywhere (``x_BTD``):
 ====  =====================================================================
 B     samples of a (micro-)batch
 T     text tokens, padded to the longest text of the batch
-V     visual tokens (patches, with a class token where the model has one)
+V     visual tokens (patches or regions, with a class token or a global feature where the model has one)
 R     rows: a selected subset of the batch
+F     values of a region's feature, as the detector gave them
 L     joint tokens, text and image one after another
 N     packed tokens: the tokens of all samples one after another, no padding
 D     model width
@@ -61,11 +62,19 @@ class Sample(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """One tokenised text."""
+    """One tokenised text, or a pair of texts: [CLS] first [SEP] second [SEP]."""
 
     ids: tuple[int, ...]  # with the special tokens of the tokenizer
     words: tuple[int, ...]  # the index of the word each token belongs to, -1 for special tokens
     text: str
+    segments: tuple[int, ...] | None = None  # of each token: 0 first text, 1 second; None: all 0
+
+
+class Visual(NamedTuple):
+    """What a sample shows. A form that the run does not read is None."""
+
+    image: Tensor | None = None  # uint8, (3, H, W)
+    regions: Regions | None = None
 
 
 class Example(NamedTuple):
@@ -79,6 +88,11 @@ class Example(NamedTuple):
     matched: bool = True  # False: the text is known to be false of the image
     meta: Mapping[str, Any] = {}
     targets: Mapping[str, Any] = {}  # written by the preparers of objectives, one entry each
+    regions: Regions | None = None
+
+    @property
+    def visual(self) -> Visual:
+        return Visual(self.image, self.regions)
 
 
 class Vocabulary(NamedTuple):
@@ -100,6 +114,7 @@ class Text(NamedTuple):
     lengths: tuple[int, ...]  # valid tokens per text
     words_BT: Tensor | None = None  # int64 word index, -1 for special tokens and padding
     segments_BT: Tensor | None = None  # int64
+    delta_ND: Tensor | None = None  # added to the word embeddings of the valid tokens, packed, before anything else is (VILLA)
 
 
 class Pixels(NamedTuple):
@@ -122,6 +137,24 @@ class Pixels(NamedTuple):
         return self.pixels_BCHW.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
 
 
+class RegionBatch(NamedTuple):
+    """The regions of a batch, packed: those of the first sample, then those of the second, and so on. N counts regions here."""
+
+    features_NF: Tensor  # float; zeros, or another region's feature, where a masker put that
+    boxes_N4: Tensor  # float32: x1 y1 x2 y2 in pixels
+    lengths: tuple[int, ...]  # regions of each sample, at least 1
+    sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels of the picture of each sample
+    classes_N: Tensor | None = None  # int64, -1: none
+    class_probs_NC: Tensor | None = None
+    attributes_N: Tensor | None = None  # int64, -1: none
+    attribute_probs_NA: Tensor | None = None
+    scores_N: Tensor | None = None  # float32, the detector's confidence
+    global_BF: Tensor | None = None  # feature of the whole picture
+    chosen_N: Tensor | None = None  # bool, written by a masker: the regions whose content is to be predicted
+    removed_N: Tensor | None = None  # bool, written by a masker: chosen regions whose feature was taken away (not kept, not swapped)
+    delta_NF: Tensor | None = None  # added to the features after masking, before the model projects them (VILLA)
+
+
 class Replaced(NamedTuple):
     """A sample that could not be read or decoded, in whose place the batch has another."""
 
@@ -142,6 +175,7 @@ class Batch(NamedTuple):
     targets: Mapping[str, Any] = {}  # one entry per objective: a NamedTuple that only this objective reads
     source: str = ""  # the one source of a mixture that all samples come from; "" where there is none or it has no name
     replaced: tuple[Replaced, ...] = ()
+    regions: RegionBatch | None = None
 
     @property
     def size(self) -> int:
@@ -158,6 +192,12 @@ class Spec(NamedTuple):
     patch_size: int | None = None
     embed_dim: int | None = None  # of Paired outputs
     norm_eps: float = 1e-12  # of LayerNorms in heads
+    visual_width: int | None = None  # of the visual token states; None: ``width``
+    pooled_width: int | None = None  # of the pooled state; None: ``width``
+    pooled_dropout: float = 0.0  # that heads on the pooled state put before their linear layer
+    feature_width: int | None = None  # F of the regions that the model takes
+    feature_projection: torch.nn.Linear | None = None  # F -> width, to which UNITER ties the head of feature regression
+    std: float = 0.02  # of the normal initialisation of heads
 
 
 class Score(NamedTuple):
@@ -177,15 +217,17 @@ class Draw(Protocol):
         """A generator for one named use. ``shared_by=2``: the same one for positions 2i and 2i + 1 (exact halves)."""
         ...
 
-    def other_image(self, k: int) -> tuple[str, Tensor]:
-        """(key, image) of the k-th other sample, drawn uniformly from the whole set, never the sample itself."""
+    def other_visual(self, k: int) -> tuple[str, Visual]:
+        """(key, what it shows) of the k-th other sample, drawn uniformly from the whole set, never the sample itself."""
         ...
 
     def other_text(self, k: int) -> tuple[str, Tokens]:
         """(key, text) of the k-th other sample, drawn uniformly from the whole set, never the sample itself."""
         ...
 
-    def tokenize(self, text: str) -> Tokens: ...
+    def tokenize(self, text: str, second: str | None = None) -> Tokens:
+        """One text, or a pair."""
+        ...
 
 
 class Collate(Protocol):
@@ -194,6 +236,8 @@ class Collate(Protocol):
     def text(self, texts: Sequence[Tokens]) -> Text: ...
 
     def pixels(self, images: Sequence[Tensor]) -> Pixels: ...
+
+    def regions(self, regions: Sequence[Regions]) -> RegionBatch: ...
 
 
 class Preparer(Protocol):

@@ -21,7 +21,7 @@ from mmpretrain.data.text import Tokenizer
 from mmpretrain.data.track import Order, Place, Slots
 from mmpretrain.data.units import Units
 from mmpretrain.random import key_of
-from mmpretrain.types import Batch, Example, Preparer, Replaced, Sample, Tokens
+from mmpretrain.types import Batch, Example, Preparer, Replaced, Sample, Tokens, Visual
 
 
 class Source:
@@ -119,13 +119,13 @@ class PositionDraw:
         drawn = int(rng.integers(samples - 1))
         return self.source.units.usable(drawn + (drawn >= self.number))
 
-    def other_image(self, k: int) -> tuple[str, Tensor]:
-        """(key, uint8 (3, H, W)) of the k-th other sample, uniform over its source, never the sample itself."""
+    def other_visual(self, k: int) -> tuple[str, Visual]:
+        """(key, picture) of the k-th other sample, uniform over its source, never the sample itself."""
         self.source.must_have("picture")
         rng = self.generator(f"other_image/{k}")
         shard, place = self._other(rng)
         sample = self.source.reader.read_at(shard, place)
-        return sample.key, self.source.picture(shard, sample, rng if self.augment else None)
+        return sample.key, Visual(self.source.picture(shard, sample, rng if self.augment else None))
 
     def other_text(self, k: int) -> tuple[str, Tokens]:
         """(key, one text) of the k-th other sample, uniform over its source, never the sample itself."""

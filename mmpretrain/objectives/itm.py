@@ -105,7 +105,8 @@ def _other_image(example: Example, draw: Draw) -> Tensor:
     if example.image is None:
         raise ValueError(f"ITM: sample {example.key!r} has no image to replace; name the sources with images in `sources`")
     for k in range(_TRIES):
-        key, image = draw.other_image(k)
+        key, other = draw.other_visual(k)
+        image = other.image
         if key != example.key and not torch.equal(image, example.image):
             return image
     raise ValueError(f"ITM: {_TRIES} draws gave no image that differs from that of {example.key!r}; the data need more images")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmpretrain import random
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout, Ragged
-from mmpretrain.types import Batch, Example, Pixels, Spec, Text, Tokens, Vocabulary
+from mmpretrain.types import Batch, Example, Pixels, Spec, Text, Tokens, Visual, Vocabulary
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 
@@ -74,9 +74,9 @@ class Drawer:
         j = int(self.generator(f"{stream}/{k}").integers(self.n - 1))
         return j + (j >= self.position)
 
-    def other_image(self, k: int) -> tuple[str, Tensor]:
+    def other_visual(self, k: int) -> tuple[str, Visual]:
         j = self.other(k, "image")
-        return f"k{j}", picture(j)
+        return f"k{j}", Visual(picture(j))
 
     def other_text(self, k: int) -> tuple[str, Tokens]:
         j = self.other(k, "text")

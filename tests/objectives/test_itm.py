@@ -9,6 +9,7 @@ import torch
 from helpers.objectives import Drawer, Stack, batch_of, example, fused, picture, spec, tokens, vocabulary
 
 from mmpretrain.objectives.itm import ITM, KINDS, Swap
+from mmpretrain.types import Visual
 
 N = 400
 
@@ -173,8 +174,8 @@ def test_clear_errors():
         prepared(ITM(), [example(i)._replace(image=None) for i in range(2)])
 
     class Same(Drawer):
-        def other_image(self, k):
-            return "other key", picture(3)
+        def other_visual(self, k):
+            return "other key", Visual(picture(3))
 
         def other_text(self, k):
             return "other key", tokens(4 + 3 % 5, seed=3)
