@@ -127,6 +127,8 @@ class StepGuard:
             verdict = self.pending.popleft()
             verdict.ready.synchronize()
             self._act(trainer, verdict)
+            if self.wants_rollback:  # the steps since then are undone with it
+                self.pending.clear()
 
     def _act(self, trainer: Any, verdict: Verdict) -> bool:
         loss, norm, bad, spike = verdict.facts_4.tolist()

@@ -181,6 +181,26 @@ def test_six_sigma_over_128_steps() -> None:
     assert not Spikes().judge(torch.tensor([1e9, 1e9]))  # nothing to compare with yet
 
 
+class Unread:
+    """An event of a device whose numbers are always there."""
+
+    def synchronize(self) -> None:
+        return None
+
+
+def test_a_rollback_forgets_the_steps_that_it_undoes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(Poison):
+        def forward(self, hidden: States, batch: Batch) -> Score:
+            score = super().forward(hidden, batch)
+            return score._replace(sum=score.sum * math.nan) if "s51" in batch.keys else score
+
+    monkeypatch.setattr(guard, "_waits", lambda *_: False)
+    monkeypatch.setattr(guard, "_on_its_way", lambda verdict: verdict._replace(ready=Unread()))
+    made = module(Twice("s43", view="match"), on_nonfinite="rollback", fused=True)
+    fit(tmp_path, made, 14, every=4)
+    assert [(one["event"], one.get("at")) for one in happened(tmp_path)] == [("nonfinite", 5), ("rollback", None)]  # 6 was undone with 5
+
+
 def test_nothing_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens on CUDA with a fused optimiser, played on the CPU: the kernel leaves the step out, the host hears of it later."""
 
