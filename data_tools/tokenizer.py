@@ -10,7 +10,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -109,16 +112,19 @@ def _pieces(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     return parts
 
 
-def split_words(tokenizer: Tokenizer, reader: ShardReader, corpus: int, least: int, most: int) -> list[str]:
+def split_words(
+    tokenizer: Tokenizer, reader: ShardReader, corpus: int, least: int, most: int, progress: bool | None = None
+) -> list[str]:
     """The words of a set that the tokenizer cuts into several tokens, the most frequent first.
 
     Args:
         corpus: samples to read, evenly spread.
         least: how often a word must come.
         most: how many words at most.
+        progress: of reading the texts; None: where they are many.
     """
     counts: Counter[str] = Counter()
-    for text in tokenizer_training.texts(reader, corpus):
+    for text in tokenizer_training.texts(reader, corpus, progress):
         counts.update(_WORD.findall(text.lower()))
     special = tokenizer.backend.num_special_tokens_to_add(False)
     whole = tokenizer.with_max_tokens(_MOST_TOKENS)
@@ -173,6 +179,7 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     for one in (train, more):
         one.add_argument("--out", type=Path, required=True, help="new folder")
         one.add_argument("--max-tokens", type=int, default=77 if one is more else 512, help="longest text that the folder states")
+        one.add_argument("--quiet", action="store_true", help="no progress")
         one.add_argument("--corpus", type=int, default=1_000_000, help="samples to read at most, evenly spread")
     options = parser.parse_args(args)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -180,12 +187,26 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     return _train(options) if options.what == "train" else _extend(options)
 
 
+def write(tokenizer: Tokenizer, out: Path) -> None:
+    """The folder ``out``, whole or not at all: a kill leaves a hidden folder beside it, which the next call takes away."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for old in out.parent.glob(f".{out.name}.partial-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        tokenizer_files.save(tokenizer, partial)
+        partial.chmod(0o755)
+        os.replace(partial, out)  # over an empty folder too
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _train(options: argparse.Namespace) -> int:
     wanted = TextOptions(options.kind, options.vocab_size, not options.cased, options.min_frequency, options.corpus)
     reader = ShardReader(expand(options.shards))
-    made = tokenizer_training.make(wanted, options.max_tokens, reader)
-    tokenizer_files.save(made, options.out)
-    texts = list(tokenizer_training.texts(reader, min(options.corpus, 10_000)))
+    made = tokenizer_training.make(wanted, options.max_tokens, reader, not options.quiet)
+    write(made, options.out)
+    texts = list(tokenizer_training.texts(reader, min(options.corpus, 10_000), False))
     table(str(options.out), ("", "number"), [("ids", made.size), ("tokens per word, on its own texts", tokens_per_word(made, texts))])
     return 0
 
@@ -197,10 +218,10 @@ def _extend(options: argparse.Namespace) -> int:
         words = [line.strip() for line in options.words.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
         reader = ShardReader(expand(options.shards))
-        words = split_words(old, reader, options.corpus, options.least, options.most)
-        texts = list(tokenizer_training.texts(reader, min(options.corpus, 10_000)))
+        words = split_words(old, reader, options.corpus, options.least, options.most, not options.quiet)
+        texts = list(tokenizer_training.texts(reader, min(options.corpus, 10_000), False))
     made = extend(old, words)
-    tokenizer_files.save(made.tokenizer, options.out)
+    write(made.tokenizer, options.out)
     rows: list[tuple[str, Any]] = [("words added", len(made.added)), ("words that were one token before", len(made.known))]
     rows += [("ids before", old.size), ("ids now: rows of the embedding", made.tokenizer.size)]
     if texts:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from mmpretrain.data import tokenizer_files
 from mmpretrain.data.cache import cache_root, locked, write_atomic
-from mmpretrain.data.errors import DataError
+from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.text import TextOptions, Tokenizer
 
@@ -24,8 +25,11 @@ _ALPHABET = 1000
 _SHOW_PROGRESS = 50_000  # samples
 
 
-def make(options: TextOptions, max_tokens: int, reader: ShardReader) -> Tokenizer:
+def make(options: TextOptions, max_tokens: int, reader: ShardReader, progress: bool | None = None) -> Tokenizer:
     """The tokenizer that the options ask for; one trained on this corpus before is taken from the cache.
+
+    Args:
+        progress: of reading the texts; None: where they are many.
 
     Raises:
         DataError: an unknown name, a folder without a tokenizer, or a vocabulary too small for the letters of the corpus.
@@ -45,27 +49,38 @@ def make(options: TextOptions, max_tokens: int, reader: ShardReader) -> Tokenize
     with locked(str(target)):
         if target.is_file():
             return Tokenizer.from_json(target.read_text(encoding="utf-8")).with_max_tokens(max_tokens)
-        made = train(lambda: texts(reader, options.corpus), options, max_tokens)
+        made = train(lambda: texts(reader, options.corpus, progress), options, max_tokens)
         with contextlib.suppress(OSError):  # without a writable cache it is trained again next time
             write_atomic(target, made.to_json().encode("utf-8"))
     return made
 
 
-def texts(reader: ShardReader, limit: int) -> Iterator[str]:
-    """All captions and statements of at most ``limit`` samples, evenly spread over the set. Samples that cannot be read have none."""
+def texts(reader: ShardReader, limit: int, progress: bool | None = None) -> Iterator[str]:
+    """All captions and statements of at most ``limit`` samples, evenly spread over the set. Samples that cannot be read have none; the
+    first of them is named in a warning."""
     chosen = np.arange(min(limit, len(reader)), dtype=np.int64) * len(reader) // max(1, min(limit, len(reader)))
     rows: Iterable[int] = chosen.tolist()
-    if len(chosen) > _SHOW_PROGRESS:
+    if progress or (progress is None and len(chosen) > _SHOW_PROGRESS):
+        from rich.console import Console
         from rich.progress import track
 
-        rows = track(rows, "Reading texts for the tokenizer", total=len(chosen))
+        rows = track(rows, "Reading texts for the tokenizer", total=len(chosen), console=Console(stderr=True))
+    damaged = 0
     for row in rows:
         shard, sample = reader.locate(row)
         index = reader.indexes[shard]
         if index.captions_S[sample] or index.statements_S[sample]:
-            found = reader.read_at(shard, sample, images=False)
+            try:
+                found = reader.read_at(shard, sample, images=False)
+            except BadSample as error:
+                damaged += 1
+                if damaged == 1:
+                    print(f"mmpretrain: warning: {error}; its texts are left out of the tokenizer's corpus", file=sys.stderr)
+                continue
             yield from found.captions
             yield from (statement.text for statement in found.statements)
+    if damaged > 1:
+        print(f"mmpretrain: warning: texts of {damaged} damaged samples are left out of the tokenizer's corpus", file=sys.stderr)
 
 
 def train(corpus: Callable[[], Iterable[str]], options: TextOptions, max_tokens: int) -> Tokenizer:

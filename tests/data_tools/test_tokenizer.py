@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from helpers.shards import write_shards
 
@@ -9,9 +11,10 @@ from mmpretrain.cli.data import run as data
 from mmpretrain.cli.errors import UserError
 from mmpretrain.data import tokenizer_files
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.text import TextOptions
-from mmpretrain.data.tokenizer_training import train
-from mmpretrain.data_tools.tokenizer import extend
+from mmpretrain.data.tokenizer_training import texts, train
+from mmpretrain.data_tools.tokenizer import extend, write
 
 TEXTS = ["a red cube above a green ball", "two blue balls and a small yellow cone", "the green cube is left of the red cube"] * 4
 NEW = ["zebra", "giraffe", "cub"]
@@ -68,3 +71,39 @@ def test_commands(tmp_path, capsys, own_cache):
         data([*command, str(tmp_path / "x"), "--words", str(tmp_path / "words.txt")])
     with pytest.raises(UserError, match="not an empty folder"):
         data([*command, folder, "--words", str(tmp_path / "words.txt")])
+
+
+def test_progress_is_shown_unless_it_is_not_wanted(tmp_path, capsys, own_cache):
+    shards = str(write_shards(tmp_path / "in"))
+    for number, quiet in enumerate(([], ["--quiet"])):
+        size = str(70 + number)  # so that nothing is taken from the cache
+        assert data(["data", "tokenizer", "train", shards, "--out", str(tmp_path / size), "--vocab-size", size, *quiet]) == 0
+        assert ("Reading texts" in capsys.readouterr().err) == (not quiet)
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "deep" / "out"
+    stale = tmp_path / "deep" / ".out.partial-old"
+    stale.mkdir(parents=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(tokenizer_files, "save", full)
+        with pytest.raises(OSError, match="No space"):
+            write(made("wordpiece"), out)
+    assert os.listdir(tmp_path / "deep") == []
+    out.mkdir()
+    write(made("wordpiece"), out)
+    assert os.listdir(tmp_path / "deep") == ["out"] and tokenizer_files.folder(out, 40).size == made("wordpiece").size
+
+
+def test_texts_damaged_since_they_were_indexed_are_left_out(tmp_path, capsys, own_cache):
+    shards = write_shards(tmp_path / "in", sizes=(5,))
+    reader = ShardReader([shards / "00000.tar"])
+    whole = list(texts(reader, 100))
+    shard, before = shards / "00000.tar", b'"captions": ["a blue triangle number 2"'
+    shard.write_bytes(shard.read_bytes().replace(before, before.replace(b"um", b"XX")))
+    left = list(texts(reader, 100))
+    assert left == [text for text in whole if "number 2" not in text] and len(whole) - len(left) == 2
+    assert "k00002" in (told := capsys.readouterr().err) and "left out of the tokenizer's corpus" in told
