@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -29,32 +31,48 @@ def block_inits(init: str, width: int, depth: int) -> tuple[Init, Init, Init, In
 
 
 class MLP(nn.Module):
-    """Linear, activation, dropout, linear, dropout."""
+    """Linear, activation, dropout, linear, dropout.
 
-    def __init__(self, width: int, hidden: int, act: str, dropout: float, init_up: Init, init_down: Init) -> None:
+    Args:
+        act_dropout: the first dropout's rate; None: ``dropout``, like the second (ViT). BERT has none there: 0.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, act: str, dropout: float, init_up: Init, init_down: Init, act_dropout: float | None = None
+    ) -> None:
         super().__init__()
         self.up = Linear(width, hidden, init=init_up)
         self.act = activation(act)
         self.down = Linear(hidden, width, init=init_down)
+        inner = dropout if act_dropout is None else act_dropout
+        self.act_dropout = nn.Dropout(inner) if inner else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return self.dropout(self.down(self.dropout(self.act(self.up(x_ND)))))
+        return self.dropout(self.down(self.act_dropout(self.act(self.up(x_ND)))))
+
+
+class Rates(NamedTuple):
+    """Dropout rates of a block."""
+
+    states: float = 0.0  # on the attention's output and on the MLP's
+    attention: float = 0.0  # of the attention probabilities
+    activation: float | None = None  # after the activation of the MLP; None: ``states``
 
 
 class Block(nn.Module):
     """One transformer block, pre-norm or post-norm."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, act: str, norm: str, eps: float, dropout: float, inits: tuple[Init, Init, Init, Init]
+        self, width: int, heads: int, hidden: int, act: str, norm: str, eps: float, rates: Rates, inits: tuple[Init, Init, Init, Init]
     ) -> None:
         super().__init__()
         self.post = norm == "post"
         self.norm1 = LayerNorm(width, eps=eps)
-        self.attention = Attention(width, heads, inits[0], inits[1])
+        self.attention = Attention(width, heads, inits[0], inits[1], rates.attention)
         self.norm2 = LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden, act, dropout, inits[2], inits[3])
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.mlp = MLP(width, hidden, act, rates.states, inits[2], inits[3], rates.activation)
+        self.dropout = nn.Dropout(rates.states) if rates.states else nn.Identity()
 
     def forward(self, x_ND: Tensor, plan: Plan, keep_B: Tensor | None = None) -> Tensor:
         """States (N, D) -> (N, D), or (B, D): only the rows ``keep_B``, one per sample, at the cost of those rows."""
@@ -69,6 +87,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks over packed rows.
 
+    BERT's encoder is ``norm="post", final_norm=False, eps=1e-12, dropout=0.1, attention_dropout=0.1, activation_dropout=0, init="normal"``.
+
     Args:
         width: of the states.
         depth: number of blocks.
@@ -77,11 +97,14 @@ class Transformer(nn.Module):
         activation: ``gelu`` or ``quick_gelu``.
         norm: ``pre`` or ``post``.
         eps: of every LayerNorm.
-        dropout: on the MLP and on the attention's output; attention probabilities are never dropped.
+        dropout: on the attention's output and on the MLP's.
         causal: a token sees itself and earlier ones.
         final_norm: LayerNorm after the last block.
         attention: ``auto``, ``sdpa``, ``varlen`` or ``eager``.
         init: ``trunc_normal``, ``normal``, ``clip`` or ``torch`` (see ``block_inits``).
+        attention_dropout: of the attention probabilities, in training. The varlen kernel has none: ``auto`` then takes sdpa in training,
+            and ``varlen`` is refused there.
+        activation_dropout: after the activation of the MLP; None: ``dropout``.
     """
 
     def __init__(
@@ -98,6 +121,8 @@ class Transformer(nn.Module):
         final_norm: bool = True,
         attention: str = "auto",
         init: str = "trunc_normal",
+        attention_dropout: float = 0.0,
+        activation_dropout: float | None = None,
     ) -> None:
         super().__init__()
         if norm not in ("pre", "post"):
@@ -106,23 +131,27 @@ class Transformer(nn.Module):
             raise ValueError(f"attention={attention!r}; choose one of {', '.join(BACKENDS)}")
         self.width, self.depth, self.heads, self.hidden = width, depth, heads, round(width * mlp_ratio)
         self.activation, self.eps, self.dropout, self.causal, self.attention = activation, eps, dropout, causal, attention
-        inits = block_inits(init, width, depth)
-        self.blocks = nn.ModuleList([Block(width, heads, self.hidden, activation, norm, eps, dropout, inits) for _ in range(depth)])
+        self.attention_dropout = attention_dropout
+        inits, rates = block_inits(init, width, depth), Rates(dropout, attention_dropout, activation_dropout)
+        self.blocks = nn.ModuleList([Block(width, heads, self.hidden, activation, norm, eps, rates, inits) for _ in range(depth)])
         self.norm = LayerNorm(width, eps=eps) if final_norm else nn.Identity()
 
-    def forward(self, x: Ragged, only: str | None = None) -> Ragged:
+    def forward(self, x: Ragged, only: str | None = None, mask: Tensor | None = None) -> Ragged:
         """States after the last block and the final norm.
 
         Args:
             x: packed states (N, D).
             only: ``first`` or ``last``: the state of the first or the last token of each sample is all that is wanted, and the last block
                 computes its queries, its MLP and the final norm for those alone. The numbers are the same.
+            mask: bool (B, L, L) over the padded grid, L the longest sample: query row i may look at key column j. Padding (and causality)
+                are added to it; it must leave every token at least one key.
 
         Raises:
-            ValueError: ``only="first"`` in a causal stack, whose first token has seen nothing.
+            ValueError: ``only="first"`` in a causal stack, whose first token has seen nothing; a mask of another shape or type.
         """
         device = x.x_ND.device
-        table = plan(x.layout, device, self.attention, self.causal, kernel_dtype(x.x_ND))
+        dropping = self.training and self.attention_dropout > 0
+        table = plan(x.layout, device, self.attention, self.causal, kernel_dtype(x.x_ND), mask, dropping)
         keep_B = None if only is None else self._rows(x.layout, only, device)
         h_ND = x.x_ND
         for i, block in enumerate(self.blocks):
