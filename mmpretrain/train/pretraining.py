@@ -174,8 +174,8 @@ class Pretraining(nn.Module):
             if not view.names:
                 continue
             corrupted = views[view.name]
-            # views whose text and image nobody has touched share one forward
-            key = (view.kind, id(corrupted.text), id(corrupted.image), id(corrupted.draw_keys_B))
+            # views whose text, image and regions nobody has touched share one forward
+            key = (view.kind, id(corrupted.text), id(corrupted.image), id(corrupted.regions), id(corrupted.draw_keys_B))
             if key not in memo:
                 memo[key] = self.model(corrupted, view.kind)
             hidden[view.name] = memo[key]

@@ -10,7 +10,7 @@ from train.fakes import VOCABULARY, FakeMatch, FakeMLM, FakeModel, States, sampl
 
 from mmpretrain.train.pretraining import Pretraining, assert_tied, group_views, materialise, ties
 from mmpretrain.train.tasks import tasks
-from mmpretrain.types import Batch
+from mmpretrain.types import Batch, RegionBatch
 
 
 class Reader(FakeMatch):
@@ -51,6 +51,14 @@ def test_untouched_views_share_a_forward_too() -> None:
     module = root(a=FakeMatch(view="a"), b=FakeMatch(view="b"))
     module(sample_batch([0, 1]))
     assert Counting.calls == 1
+
+
+def test_views_that_mask_regions_apart_do_not_share_a_forward() -> None:
+    module = root(a=FakeMatch(view="a"), b=FakeMatch(view="b"))
+    batch = sample_batch([0, 1])
+    masked = batch._replace(regions=RegionBatch(torch.zeros(2, 3), torch.zeros(2, 4), (1, 1), ((8, 8),) * 2))
+    module({"a": batch, "b": masked})
+    assert Counting.calls == 2
 
 
 def test_counts_are_those_of_the_scores() -> None:
