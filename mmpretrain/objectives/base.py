@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ class Objective(nn.Module):
     """
 
     kind: ClassVar[str]  # the kind of hidden states it reads
+    perturbed: ClassVar[bool] = True  # adversarial training scores it on perturbed inputs; False: on clean ones alone
 
     def __init__(
         self,
@@ -60,3 +61,38 @@ class Objective(nn.Module):
 
     def after_step(self, model: nn.Module) -> None:
         """Called after each optimiser step under no_grad (clamps and the like)."""
+
+
+@runtime_checkable
+class GivesLogits(Protocol):
+    """Objectives that predict a distribution have this method too."""
+
+    def logits(self, hidden: Any, batch: Batch) -> Tensor:
+        """(R, C): one row of logits for each term that ``forward`` scores, in a fixed order; the distribution is their softmax."""
+        ...
+
+
+class Scored(NamedTuple):
+    """A score with the logits that it was computed from; None where the objective predicts no distribution."""
+
+    score: Score
+    logits_RC: Tensor | None
+
+
+def scored(objective: Objective, hidden: Any, batch: Batch) -> Scored:
+    """The score of an objective and the very logits that its ``forward`` read: a second call would pay the head twice, and draw the
+    dropout of the head anew."""
+    if not isinstance(objective, GivesLogits):
+        return Scored(objective(hidden, batch), None)
+    give, kept = objective.logits, []
+
+    def keep(*args: Any, **kwargs: Any) -> Tensor:
+        kept.append(give(*args, **kwargs))
+        return kept[-1]
+
+    object.__setattr__(objective, "logits", keep)  # in front of the method, for this call
+    try:
+        score = objective(hidden, batch)
+    finally:
+        object.__delattr__(objective, "logits")
+    return Scored(score, kept[0] if kept else give(hidden, batch))

@@ -208,7 +208,7 @@ class ITM(Objective):
         """Number of samples."""
         return scalar(batch.size, batch.draw_keys_B.device)
 
-    def logits(self, hidden: Fused) -> Tensor:
+    def logits(self, hidden: Fused, batch: Batch | None = None) -> Tensor:
         """(B, 2); index 1 means match."""
         if hidden.pooled_BD is None:
             raise ValueError(f"{self.name}: the model gave no pooled state")
@@ -225,7 +225,7 @@ class ITM(Objective):
         """Summed cross-entropy over samples. Stats: ``accuracy`` and ``accuracy_<kind>`` for the positives and each kind of negative."""
         if batch.matched_B is None:
             raise ValueError(f"{self.name}: the batch has no matched_B; call corrupt(batch, outputs) first")
-        logits_B2, count = self.logits(hidden), self.count(batch)
+        logits_B2, count = self.logits(hidden, batch), self.count(batch)
         with full_precision(logits_B2.device):
             total = F.cross_entropy(wide(logits_B2), batch.matched_B.long(), reduction="sum")
         right_B = (logits_B2.detach().argmax(-1) == batch.matched_B.long()).float()

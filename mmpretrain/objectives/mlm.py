@@ -171,7 +171,8 @@ class MLM(Objective):
         target = self._target(batch)
         return scalar(target.rows_R.shape[0], target.rows_R.device)
 
-    def _logits(self, hidden: Fused, batch: Batch) -> Tensor:
+    def logits(self, hidden: Fused, batch: Batch) -> Tensor:
+        """(R, vocabulary), a row for each chosen token."""
         if hidden.text is None or batch.text is None or hidden.text.layout.lengths != batch.text.lengths:
             raise ValueError(f"{self.name}: the model must return one state for every text token of the batch")
         if self.head is None:
@@ -181,7 +182,7 @@ class MLM(Objective):
     def forward(self, hidden: Fused, batch: Batch) -> Score:
         """Summed cross-entropy over the chosen tokens. Stats: ``accuracy`` and ``masked_share`` (chosen / maskable tokens)."""
         target, count = self._target(batch), self.count(batch)
-        logits_RV = self._logits(hidden, batch)
+        logits_RV = self.logits(hidden, batch)
         with full_precision(logits_RV.device):
             total = F.cross_entropy(wide(logits_RV), target.labels_R, reduction="sum")
         right = (logits_RV.detach().argmax(-1) == target.labels_R).sum().float()
@@ -191,7 +192,7 @@ class MLM(Objective):
     def predict(self, hidden: Fused, batch: Batch, k: int = 5) -> list[list[Guess]]:
         """The k best tokens for every chosen slot, one list per sample (for panels; copies to the host)."""
         target = self._target(batch)
-        probabilities_RV = wide(self._logits(hidden, batch)).softmax(-1)
+        probabilities_RV = wide(self.logits(hidden, batch)).softmax(-1)
         best = probabilities_RV.topk(min(k, probabilities_RV.shape[-1]), dim=-1)
         layout = Layout(batch.text.lengths)
         device = target.rows_R.device

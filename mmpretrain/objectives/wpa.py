@@ -29,6 +29,7 @@ class WPA(Objective):
     """
 
     kind: ClassVar[str] = "fused"
+    perturbed: ClassVar[bool] = False  # a decision; UNITER and VILLA do not say (docs/villa.md)
 
     def __init__(
         self,
