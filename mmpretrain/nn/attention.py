@@ -89,14 +89,14 @@ def kernel_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _grid(x_ND: Tensor, plan: Plan) -> Tensor:
+def grid(x_ND: Tensor, plan: Plan) -> Tensor:
     """Packed rows (N, F) -> padded rows (B * max_len, F); the empty ones are zero."""
     if plan.flat_N is None:
         return x_ND
     return x_ND.new_zeros(plan.size * plan.max_len, x_ND.shape[1]).index_add_(0, plan.flat_N, x_ND)
 
 
-def _dense(q_BHQK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, plan: Plan, causal: bool, pairs_BQL: Tensor | None, dropout: float) -> Tensor:
+def dense(q_BHQK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, plan: Plan, causal: bool, pairs_BQL: Tensor | None, dropout: float) -> Tensor:
     """Attention on a padded batch: (B, H, Q, K). ``pairs_BQL`` stands for padding and causality where it is given."""
     mask = None if plan.mask_BL is None else plan.mask_BL[:, None, None, :]
     if pairs_BQL is not None:
@@ -146,8 +146,8 @@ class Attention(nn.Module):
         if plan.backend == "varlen":
             return self.out(self._varlen(qkv_NF, plan))
         shape = (plan.size, plan.max_len, 3, self.heads, width // self.heads)
-        q, k, v = _grid(qkv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        y = _dense(q, k, v, plan, plan.causal, plan.pairs_BLL, self._rate).transpose(1, 2).reshape(plan.size * plan.max_len, width)
+        q, k, v = grid(qkv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        y = dense(q, k, v, plan, plan.causal, plan.pairs_BLL, self._rate).transpose(1, 2).reshape(plan.size * plan.max_len, width)
         return self.out(y if plan.flat_N is None else y.index_select(0, plan.flat_N))
 
     def _kept(self, x_ND: Tensor, plan: Plan, keep_B: Tensor) -> Tensor:
@@ -159,12 +159,12 @@ class Attention(nn.Module):
         if plan.backend == "varlen":
             return self._varlen_kept(q_BD, kv_NF, plan)
         shape = (plan.size, plan.max_len, 2, self.heads, width // self.heads)
-        k, v = _grid(kv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = grid(kv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
         pairs_B1L = None
         if plan.pairs_BLL is not None:
             flat_B = keep_B if plan.flat_N is None else plan.flat_N.index_select(0, keep_B)
             pairs_B1L = plan.pairs_BLL.flatten(0, 1).index_select(0, flat_B)[:, None]
-        y = _dense(q_BD.reshape(plan.size, 1, self.heads, -1).transpose(1, 2), k, v, plan, False, pairs_B1L, self._rate)
+        y = dense(q_BD.reshape(plan.size, 1, self.heads, -1).transpose(1, 2), k, v, plan, False, pairs_B1L, self._rate)
         return y.transpose(1, 2).reshape(plan.size, width)
 
     @property
