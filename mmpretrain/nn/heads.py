@@ -9,20 +9,64 @@ from torch import Tensor, nn
 from mmpretrain.nn.layers import Init, LayerNorm, Linear
 
 
+POOLER_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+FUSIONS = ("mul", "sum", "text")
+
+
 class Pooler(nn.Module):
-    """Linear and tanh on one state per sample: (B, D) -> (B, D).
+    """Linear and an activation on one state per sample: (B, D) -> (B, ``width_out``).
 
     Args:
         width: of the states.
         std: of the normal initialisation.
+        width_out: of the pooled state; None: ``width``.
+        activation: ``tanh`` (BERT) or ``relu`` (ViLBERT).
+
+    Raises:
+        ValueError: an unknown activation.
     """
 
-    def __init__(self, width: int, std: float = 0.02) -> None:
+    def __init__(self, width: int, std: float = 0.02, width_out: int | None = None, activation: str = "tanh") -> None:
         super().__init__()
-        self.dense = Linear(width, width, init=Init("normal", std))
+        if activation not in POOLER_ACTIVATIONS:
+            raise ValueError(f"pooler activation={activation!r}; choose tanh or relu")
+        self.dense = Linear(width, width_out or width, init=Init("normal", std))
+        self.activation = activation
 
     def forward(self, first_BD: Tensor) -> Tensor:
-        return torch.tanh(self.dense(first_BD))
+        return POOLER_ACTIVATIONS[self.activation](self.dense(first_BD))
+
+
+class PairPooler(nn.Module):
+    """One pooled state of a two-stream model (ViLBERT, arXiv 1908.02265 section 3.2): a pooler per stream and what becomes of the two.
+
+    Args:
+        text_width, image_width: of the states.
+        width: of the pooled state.
+        fusion: ``mul``: their product; ``sum``; ``text``: that of the text alone, and the image has no pooler.
+        activation: ``relu`` or ``tanh``.
+        std: of the normal initialisation.
+
+    Raises:
+        ValueError: an unknown fusion or activation.
+    """
+
+    def __init__(
+        self, text_width: int, image_width: int, width: int, fusion: str = "mul", activation: str = "relu", std: float = 0.02
+    ) -> None:
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion={fusion!r}; choose one of {', '.join(FUSIONS)}")
+        self.width, self.fusion = width, fusion
+        self.text = Pooler(text_width, std, width, activation)
+        self.image = Pooler(image_width, std, width, activation) if fusion != "text" else None
+
+    def forward(self, text_BD: Tensor, image_BD: Tensor) -> Tensor:
+        """The first state of each text and of each image, each of its own width -> (B, ``width``)."""
+        pooled_BD = self.text(text_BD)
+        if self.image is None:
+            return pooled_BD
+        return pooled_BD * self.image(image_BD) if self.fusion == "mul" else pooled_BD + self.image(image_BD)
 
 
 class VocabularyHead(nn.Module):
