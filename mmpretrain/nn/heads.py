@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mmpretrain.nn.layers import Init, LayerNorm, Linear
 
-
 POOLER_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 FUSIONS = ("mul", "sum", "text")
 
