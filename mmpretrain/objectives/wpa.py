@@ -1,4 +1,5 @@
-"""Word-patch alignment by optimal transport (UNITER, arXiv 1909.11740 section 3.2; ViLT, arXiv 2102.03334 section 3.2)."""
+"""Alignment of words with patches or regions by optimal transport (UNITER, arXiv 1909.11740 section 3.2; ViLT, arXiv 2102.03334 section
+3.2)."""
 
 from __future__ import annotations
 
@@ -17,14 +18,15 @@ from mmpretrain.types import Batch, Score, Spec, Vocabulary
 
 
 class WPA(Objective):
-    """Transport distance between words and patches: small for pairs that match, large for those that do not.
+    """Transport distance between words and patches or regions: small for pairs that match, large for those that do not.
 
-    The cost is 1 - cosine of the final states. Left out: the text's first token ([CLS]) and last real token ([SEP]), and the image
-    tokens that are not patches. The plan (IPOT) is constant for the gradient. Runs in fp32 whatever the precision of the model.
+    The cost is 1 - cosine of the final states. Image tokens that are neither patches nor regions are left out. The plan (IPOT) is constant
+    for the gradient. Runs in fp32 whatever the precision of the model.
 
     Args:
         beta: step of IPOT.
         iterations: outer steps of IPOT, with one inner step each.
+        special: the text's first token ([CLS]) and last real token ([SEP]) are words too (UNITER's code); ViLT leaves them out.
         weight, view, after, sources: see ``Objective``. Put it into the view of ITM, whose ``matched_B`` it reads.
     """
 
@@ -35,6 +37,7 @@ class WPA(Objective):
         self,
         beta: float = 0.5,
         iterations: int = 50,
+        special: bool = False,
         *,
         weight: float = 0.1,
         view: str = "itm",
@@ -44,7 +47,7 @@ class WPA(Objective):
         super().__init__(weight=weight, view=view, after=after, sources=sources)
         if beta <= 0 or iterations < 1:
             raise ValueError(f"WPA: beta={beta} must be positive and iterations={iterations} at least 1")
-        self.beta, self.iterations = beta, iterations
+        self.beta, self.iterations, self.special = beta, iterations, special
 
     def bind(self, spec: Spec, vocabulary: Vocabulary | None) -> None:
         if self.kind not in spec.kinds:
@@ -58,10 +61,11 @@ class WPA(Objective):
         """Cost and plan (B, T, V), with the layouts of words and patches."""
         if hidden.text is None or hidden.image is None:
             raise ValueError(f"{self.name}: needs text and image states; name the sources that have both in `sources`")
-        words = Layout(tuple(max(n - 2, 0) for n in hidden.text.layout.lengths))
+        ends = 0 if self.special else 1
+        words = Layout(tuple(max(n - 2 * ends, 0) for n in hidden.text.layout.lengths))
         patches = Layout(tuple(max(n - hidden.image_prefix, 0) for n in hidden.image.layout.lengths))
         device = hidden.text.x_ND.device
-        text_BTD = F.normalize(wide(hidden.text.pad()[:, 1 : 1 + words.max_len]), dim=-1)
+        text_BTD = F.normalize(wide(hidden.text.pad()[:, ends : ends + words.max_len]), dim=-1)
         image_BVD = F.normalize(wide(hidden.image.pad()[:, hidden.image_prefix :]), dim=-1)
         cost_BTV = 1 - torch.bmm(text_BTD, image_BVD.transpose(1, 2))
         plan_BTV = ipot(cost_BTV.detach(), words.mask_BL(device), patches.mask_BL(device), self.beta, self.iterations)
@@ -84,9 +88,11 @@ class WPA(Objective):
 
     @torch.no_grad()
     def plan(self, hidden: Fused) -> list[Tensor]:
-        """The plan of each sample: (words, patches) without [CLS], [SEP] and the image prefix, in fp32; sums to 1. For heat maps."""
+        """The plan of each sample: (words, patches) without [CLS], [SEP] and the image prefix, in fp32; sums to 1 (with ``special``, to the
+        share of the words). For heat maps."""
         if hidden.text is None:
             raise ValueError(f"{self.name}: needs text and image states")
         with full_precision(hidden.text.x_ND.device):
             _, plan_BTV, words, patches = self._transport(hidden)
-        return [plan_BTV[i, :t, :v] for i, (t, v) in enumerate(zip(words.lengths, patches.lengths, strict=True))]
+        ends = 1 if self.special else 0
+        return [plan_BTV[i, ends : t - ends, :v] for i, (t, v) in enumerate(zip(words.lengths, patches.lengths, strict=True))]

@@ -5,6 +5,8 @@ import pytest
 import torch
 from helpers.objectives import batch_of, example, fused, keys, spec
 
+from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.objectives.transport import ipot
 from mmpretrain.objectives.wpa import WPA
 from mmpretrain.types import Batch
@@ -137,3 +139,30 @@ def test_clear_errors():
     with pytest.raises(ValueError, match="kind"):
         WPA().bind(spec(kinds=("paired",)), None)
     assert WPA().count(batch_of([example(i) for i in range(3)])).item() == 3
+
+
+def test_special_tokens_take_part_where_asked():
+    """UNITER's transport includes [CLS] and [SEP]; what is shown of it does not."""
+    hidden, batch = fused(LENGTHS, PATCHES, prefix=0), matched_batch([True, False, True, True])
+    objective = WPA(special=True)
+    score, signs, total = objective(hidden, batch), (1, -1, 1, 1), 0.0
+    for i, plan in enumerate(objective.plan(hidden)):
+        text, image = (x.pad()[i, :n].double().numpy() for x, n in ((hidden.text, LENGTHS[i]), (hidden.image, PATCHES[i])))
+        cost = 1 - (text / np.linalg.norm(text, axis=1, keepdims=True)) @ (image / np.linalg.norm(image, axis=1, keepdims=True)).T
+        wanted = plan_by_loops(cost, 0.5, 50)
+        total += signs[i] * float((cost * wanted).sum())
+        np.testing.assert_allclose(plan.numpy(), wanted[1:-1], atol=1e-4)
+    assert score.sum.item() == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("regions, wanted", [(4, 0.6131516), (3, 0.4733899)])
+def test_distance_of_the_official_code(regions, wanted):
+    """What UNITER's released routine (1dbfa62, its masks made bool) gives for these sines and cosines; 3: the 4th region is padding."""
+    text = torch.sin(0.37 * torch.arange(24.0)).view(3, 8)
+    image = torch.cos(0.53 * torch.arange(32.0)).view(4, 8)
+    more = torch.ones(2, 8)  # a sample with more regions, so that the first one is padded
+    layout = Layout((regions, 5))
+    hidden = Fused(Ragged(torch.cat([text, more]), Layout((3, 2))), Ragged(torch.cat([image[:regions], torch.ones(5, 8)]), layout), None)
+    score = WPA(special=True)(hidden, Batch(("a", "b"), keys(2), matched_B=torch.tensor([True, False])))
+    assert score.stats["distance_matched"][0].item() == pytest.approx(wanted, abs=2e-5)
+    assert score.stats["distance_unmatched"][0].item() == pytest.approx(0, abs=1e-5)  # all states of the second sample are alike
