@@ -72,6 +72,9 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="shards; default: the run's validation sets")
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="default: all that fit the checkpoint and the data")
     parser.add_argument("--limit", type=int, help="at most so many samples, evenly spread over each set")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="zero-shot classification: class names, one a line")
+    parser.add_argument("--label", default="label", metavar="KEY", help="of KEY.json: the class(es) of a sample, names or numbers from 0")
+    parser.add_argument("--templates", type=Path, metavar="FILE", help="prompts with {} for the class name, one a line")
     parser.add_argument("--weights", choices=("raw", "ema"), default=None, help="default: the average where there is one")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     options = parser.parse_args(argv[1:])
@@ -81,16 +84,29 @@ def evaluate(argv: list[str]) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 
-    from mmpretrain.evaluate import suite
+    from mmpretrain.evaluate import suite, zeroshot
     from mmpretrain.evaluate.result import rows
 
     pretrained = _load(options.checkpoint, options.weights)
     limits = suite.Limits().at_most(options.limit)
-    results = suite.evaluate(pretrained, named_sets(options.data, pretrained), options.only or MEASUREMENTS, limits)
+    classes = None if options.classes is None else zeroshot.Classes(_lines(options.classes), options.label)
+    templates = zeroshot.TEMPLATES if options.templates is None else _lines(options.templates)
+    sets, only = named_sets(options.data, pretrained), options.only or MEASUREMENTS
+    results = suite.evaluate(pretrained, sets, only, limits, templates, classes)
+    if classes is not None and "zeroshot" in only and not any(result.name.startswith("zeroshot/") for result in results):
+        raise UserError(f"no sample has the key {options.label!r} in its KEY.json: name the right one with --label")
     suite.show(results)
     if options.out:
         options.out.write_text(json.dumps({"checkpoint": pretrained.source, "rows": rows(results)}, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank."""
+    found = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not found:
+        raise UserError(f"{path} has no line")
+    return found
 
 
 def _load(text: str, weights: str | None = None) -> Any:

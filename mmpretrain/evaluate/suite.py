@@ -11,7 +11,7 @@ from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result
 from mmpretrain.evaluate.retrieval import FUSION_LIMIT, retrieval
 from mmpretrain.evaluate.samples import EvalSet, chosen, of_reader, single_image
-from mmpretrain.evaluate.zeroshot import TEMPLATES, zeroshot
+from mmpretrain.evaluate.zeroshot import TEMPLATES, Classes, zeroshot
 from mmpretrain.types import Sample
 
 if TYPE_CHECKING:
@@ -47,12 +47,14 @@ def evaluate(
     only: Sequence[str] = MEASUREMENTS,
     limits: Limits = Limits(),  # noqa: B008 - a NamedTuple is immutable
     templates: Sequence[str] = TEMPLATES,
+    classes: Classes | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
     """All measurements that fit the checkpoint and the data.
 
     Retrieval where samples have captions; matching where there are captions, minimal edits or labelled statements; masked words where
-    the checkpoint has such a head; zero-shot classification of dual encoders where samples have objects with colour and shape.
+    the checkpoint has such a head; zero-shot classification into ``classes``, or, of dual encoders, where samples have objects with colour
+    and shape, into these.
 
     Args:
         pretrained: the model.
@@ -60,6 +62,7 @@ def evaluate(
         only: names out of ``retrieval``, ``matching``, ``mlm``, ``zeroshot``.
         limits: most samples of each.
         templates: prompts of zero-shot classification.
+        classes: of zero-shot classification, for data that name one themselves.
         progress: called with (what, done, total).
 
     Raises:
@@ -78,7 +81,9 @@ def evaluate(
             results += matching(pretrained, data_set, limits.matching)
         if "mlm" in only:
             results += masked_accuracy(pretrained, data_set, limits.mlm)
-        if "zeroshot" in only and pretrained.dual:
+        if "zeroshot" in only and classes is not None and ranked:
+            results += zeroshot(pretrained, data_set, classes.names, classes.of, templates, limits.zeroshot)
+        elif "zeroshot" in only and pretrained.dual:
             results += _objects(pretrained, data_set, limits.zeroshot, templates)
     return results
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,29 @@ TEMPLATES = (
     "this is a {}",
     "the picture shows a {}",
 )
+
+
+class Classes(NamedTuple):
+    """Class names, and where a sample says which are right."""
+
+    names: tuple[str, ...]
+    label: str = "label"  # key of KEY.json: a name, a number from 0, or a list of them
+
+    def of(self, sample: Sample) -> set[int]:
+        """The right classes of a sample; empty where it has no such key.
+
+        Raises:
+            ValueError: it names a class that is not in the list.
+        """
+        value = sample.meta.get(self.label)
+        given = [] if value is None else value if isinstance(value, list) else [value]
+        found = set()
+        for one in given:
+            number = self.names.index(one) if one in self.names else one
+            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(self.names):
+                raise ValueError(f"zero-shot: {sample.key!r} has {self.label}={one!r}, which is none of the {len(self.names)} classes")
+            found.add(number)
+        return found
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:

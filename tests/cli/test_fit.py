@@ -73,13 +73,13 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     assert made_by["decoder"] == inside["data"]["image"]["decoder"] != "auto" and made_by["difference_to_pil"]["mean"] < 1
 
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
-    again = ["--ckpt_path", str(run), "--trainer.max_steps", "3", "--model.optimizer.lr", "1e-5"]
+    again = ["--ckpt_path", str(run), "--trainer.max_steps", "3", "--model.optimizer.lr", "1e-5", "--model.optimizer.matrix_lr", "1e-5"]
     assert main(["fit", *again]) == 0  # everything else comes from the checkpoint
     shown = capfd.readouterr()
     assert "trainer.max_steps: 3 here, 2 in the checkpoint; 3 is used" in shown.err
     lr = inside["model"]["optimizer"]["init_args"]["lr"]
     assert f"model.optimizer.init_args.lr: 1e-05 here, {lr} in the checkpoint" in shown.err
-    assert shown.err.count(" in the checkpoint") == 2
+    assert shown.err.count(" in the checkpoint") == 3
     assert [path.name for path in Path("runs").iterdir()] == [run.name]  # continued in its folder
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 3 and steps == sorted(steps)
@@ -96,6 +96,9 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     assert "(8 rows)" in capfd.readouterr().out and (run / "predictions" / "step-00000004.parquet").exists()
     assert main(["evaluate", str(run), "--only", "mlm", "--limit", "4", "--out", "found.json"]) == 0
     assert json.loads(Path("found.json").read_text())["rows"]
+    Path("classes.txt").write_text("circle\nsquare\n")
+    evaluate = ["evaluate", str(run), "--data", str(shards / "val"), "--only", "zeroshot", "--limit", "4", "--classes", "classes.txt"]
+    assert main(evaluate) == 2 and "no sample has the key 'label'" in capfd.readouterr().err
     assert main(["embed", str(run), "--data", str(shards / "val"), "--out", "vectors.npz"]) == 0
     assert Path("vectors.npz").exists()
     assert main(["report", str(run), "--out", "page.html"]) == 0 and Path("page.html").exists()

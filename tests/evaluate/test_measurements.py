@@ -12,7 +12,7 @@ from mmpretrain.evaluate.matching import edit_pairs, matching, random_pairs
 from mmpretrain.evaluate.retrieval import retrieval
 from mmpretrain.evaluate.samples import choose
 from mmpretrain.evaluate.suite import Limits, evaluate
-from mmpretrain.evaluate.zeroshot import classifier, fill, zeroshot
+from mmpretrain.evaluate.zeroshot import Classes, classifier, fill, zeroshot
 
 
 def table(results) -> dict[str, float]:
@@ -108,6 +108,19 @@ def test_zeroshot(fusion: bool) -> None:
     assert result.value == 1.0 and result.chance == pytest.approx(1 / 3)
     several = zeroshot(fakes.pretrained(fusion), fakes.coloured(), names, lambda sample: [0, 1, 2])[0]
     assert several.value == several.chance == 1.0
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_zeroshot_on_classes_of_the_data(fusion: bool) -> None:
+    names = tuple(fakes.COLOURS)
+    plain = fakes.coloured()
+    for value in (lambda name: name, names.index, lambda name: [name]):
+        told = plain._replace(samples=[sample._replace(meta={"category": value(sample.key[:-1])}) for sample in plain.samples])
+        (result,) = evaluate(fakes.pretrained(fusion), [told], ["zeroshot"], templates=("{}",), classes=Classes(names, "category"))
+        assert (result.name, result.value) == ("zeroshot/fake/top1", 1.0)
+    assert not evaluate(fakes.pretrained(fusion), [told], ["zeroshot"], classes=Classes(names, "other"))
+    with pytest.raises(ValueError, match="category='red', which is none of the 2 classes"):
+        evaluate(fakes.pretrained(fusion), [told], ["zeroshot"], classes=Classes(("x", "y"), "category"))
 
 
 def test_prompts_and_class_vectors() -> None:
