@@ -26,9 +26,11 @@ class TextEmbedder(nn.Module):
         width: of the states.
         positions: longest text.
         segments: rows of the segment table; 0 for none.
-        norm_eps: of the LayerNorm; None for no norm.
+        norm_eps: of the LayerNorm; None for no norm (VisualBERT's comes after text and regions are joined).
         dropout: after the norm.
         std_words, std_positions: of the normal initialisation.
+        frozen_first: rows 0 of the position and the segment table get no gradient (LXMERT's tables have a ``padding_idx`` there, so that
+            the position of [CLS] and the first segment stay as they are).
     """
 
     def __init__(
@@ -41,12 +43,16 @@ class TextEmbedder(nn.Module):
         dropout: float = 0.0,
         std_words: float = 0.02,
         std_positions: float = 0.02,
+        frozen_first: bool = False,
     ) -> None:
         super().__init__()
         self.vocab_size, self.width, self.max_positions = vocab_size, width, positions
         self.words = Embedding(vocab_size, width, Init("normal", std_words))
         self.positions = Embedding(positions, width, Init("normal", std_positions))
         self.segments = Embedding(segments, width, Init("normal", std_words)) if segments else None
+        for table in (self.positions, self.segments) if frozen_first else ():
+            if table is not None:
+                table.padding_idx = 0
         self.norm = LayerNorm(width, eps=norm_eps) if norm_eps is not None else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
@@ -54,7 +60,7 @@ class TextEmbedder(nn.Module):
         """Packed states (N, D) of the valid tokens.
 
         Raises:
-            ValueError: a text is empty or longer than the position table.
+            ValueError: a text is empty or longer than the position table; ``text.delta_ND`` is not one row of the width per valid token.
         """
         layout = Layout(text.lengths)
         if layout.max_len > self.max_positions:
@@ -63,6 +69,10 @@ class TextEmbedder(nn.Module):
             raise ValueError("every text needs at least one token ([CLS] or start of text)")
         ids_N = layout.pack(text.ids_BT)
         x_ND = self.words(ids_N)
+        if text.delta_ND is not None:
+            if text.delta_ND.shape != x_ND.shape:
+                raise ValueError(f"text.delta_ND must be {tuple(x_ND.shape)}, valid tokens x width, got {tuple(text.delta_ND.shape)}")
+            x_ND = x_ND + text.delta_ND
         if self.segments is not None:
             segment_N = torch.zeros_like(ids_N) if text.segments_BT is None else layout.pack(text.segments_BT)
             x_ND = x_ND + self.segments(segment_N)

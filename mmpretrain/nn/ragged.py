@@ -123,3 +123,18 @@ def interleave(first: Layout, second: Layout, device: torch.device) -> tuple[Lay
     rows_first = np.arange(first.total, dtype=np.int64) + np.repeat(shift_first, first.lengths)
     rows_second = np.arange(second.total, dtype=np.int64) + np.repeat(shift_second, second.lengths)
     return joint, torch.from_numpy(rows_first).to(device), torch.from_numpy(rows_second).to(device)
+
+
+def join(first: Ragged, second: Ragged) -> tuple[Ragged, Tensor, Tensor]:
+    """``[first; second]`` per sample, in the type of ``first``.
+
+    Returns:
+        the joint rows, and for the packed rows of ``first`` and of ``second`` their packed rows in them.
+    """
+    device, n = first.x_ND.device, first.layout.total
+    joint, rows_first, rows_second = interleave(first.layout, second.layout, device)
+    order_N = torch.empty(joint.total, dtype=torch.int64, device=device)
+    order_N[rows_first] = torch.arange(n, device=device)
+    order_N[rows_second] = torch.arange(n, joint.total, device=device)
+    x_ND = torch.cat([first.x_ND, second.x_ND.to(first.x_ND.dtype)]).index_select(0, order_N)
+    return Ragged(x_ND, joint), rows_first, rows_second

@@ -140,3 +140,33 @@ def test_positions_may_start_as_sines_and_cosines() -> None:
     for width, kind in ((30, "sincos"), (32, "sinus")):
         with pytest.raises(ValueError, match="position_init"):
             PatchEmbedder(width, 8, 4, position_init=kind)
+
+
+def test_deltas_are_added_to_the_word_embeddings() -> None:
+    """Before positions, segments and the norm, on the valid tokens; zeros change nothing, and padding has none."""
+    embedder = TextEmbedder(20, 8, 6, segments=2)
+    text = Text(torch.randint(0, 20, (3, 5)), (5, 2, 4), segments_BT=torch.randint(0, 2, (3, 5)))
+    plain = embedder(text).x_ND
+    zero = torch.zeros(11, 8, requires_grad=True)
+    assert torch.equal(embedder(text._replace(delta_ND=zero)).x_ND, plain)
+    delta = torch.randn(11, 8)
+    got = embedder(text._replace(delta_ND=delta))
+    rows = embedder.words.weight[got.layout.pack(text.ids_BT)] + delta
+    others = embedder.positions.weight[got.layout.slot_N(delta.device)] + embedder.segments.weight[got.layout.pack(text.segments_BT)]
+    torch.testing.assert_close(got.x_ND, F.layer_norm(rows + others, (8,), eps=1e-12), atol=1e-5, rtol=0)
+    (grad,) = torch.autograd.grad(embedder(text._replace(delta_ND=zero)).x_ND.square().mul(torch.arange(8.0)).sum(), zero)
+    assert (grad.abs().amax(1) > 0).all()
+    with pytest.raises(ValueError, match=r"delta_ND must be \(11, 8\)"):
+        embedder(text._replace(delta_ND=torch.zeros(15, 8)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_first_rows_that_learn_nothing(frozen: bool) -> None:
+    embedder = TextEmbedder(20, 8, 6, segments=2, norm_eps=None, frozen_first=frozen)
+    text = Text(torch.randint(0, 20, (3, 5)), (5, 2, 4), segments_BT=torch.randint(0, 2, (3, 5)))
+    embedder(text).x_ND.sum().backward()
+    assert embedder.positions.weight[0].abs().max() > 0  # not zeroed, as the release of LXMERT draws them all
+    for table in (embedder.positions, embedder.segments):
+        assert (table.weight.grad[0].abs().max() == 0) == frozen
+        assert table.weight.grad[1].abs().max() > 0
+    assert embedder.words.weight.grad.abs().max() > 0
