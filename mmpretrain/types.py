@@ -124,6 +124,7 @@ class Pixels(NamedTuple):
     sizes: tuple[tuple[int, int], ...]  # valid (height, width) of each image, in pixels
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    delta_ND: Tensor | None = None  # added to the projected patches of each picture, packed in raster order, before anything else is
 
     def floats(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normalised pixels (B, 3, H, W); padding has undefined values, masks say what is real."""

@@ -188,7 +188,8 @@ class CLIP(nn.Module):
     @property
     def spec(self) -> Spec:
         words = self.text.embed.words
-        return Spec(self.text.width, ("paired",), words.num_embeddings, words, self.image.patch_size, self.embed_dim)
+        visual = None if self.image.patch_size is None else self.image.width
+        return Spec(self.text.width, ("paired",), words.num_embeddings, words, self.image.patch_size, self.embed_dim, visual_width=visual)
 
     def blocks(self) -> list[nn.Module]:
         """The units of sharding, activation checkpointing and compilation: transformer blocks. A ResNet stays with the root, because

@@ -15,10 +15,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from mmpretrain.methods.adversarial import Adversarial
 from mmpretrain.objectives.base import Objective
 from mmpretrain.random import key_of, stream
 from mmpretrain.train import clip, distributed
 from mmpretrain.train import phases as phase_table
+from mmpretrain.train.adversarial import checked, plan_of
 from mmpretrain.train.ema import Ema
 from mmpretrain.train.evaluation import EvaluatedModule
 from mmpretrain.train.guard import StepGuard
@@ -29,7 +31,7 @@ from mmpretrain.train.payload import check_complete, check_tokenizer, payload
 from mmpretrain.train.pretraining import Pretraining, materialise
 from mmpretrain.train.rollback import RollBack
 from mmpretrain.train.schedule import Schedule, StepScheduler
-from mmpretrain.train.step import PLANS, StepResult
+from mmpretrain.train.step import StepResult
 from mmpretrain.train.tasks import tasks
 from mmpretrain.train.trainer import EngineFlags, run_steps
 from mmpretrain.types import Batch, Preparer, Vocabulary
@@ -47,7 +49,7 @@ class Pretrain(EvaluatedModule):
         schedule: factor of the rate per optimiser step.
         task_schedule: ``all``: every objective at every step; ``sample``: one view per step, drawn from (seed, step) alike on every rank.
         task_weights: view -> relative frequency for ``sample``; equal if None.
-        phases: rows ``{until: step, set: {"objective.attribute": value}}``.
+        phases: rows ``{until: step, set: {"objective.attribute": value}}``; ``model`` and ``adversarial`` have attributes too.
         transforms: functions ``nn.Module -> nn.Module`` applied to the model before any parallel plan.
         compile: ``torch.compile`` of each block.
         activation_checkpointing: recompute blocks in the backward.
@@ -58,6 +60,7 @@ class Pretrain(EvaluatedModule):
         backward: ``plain``, or ``cached`` (contrastive losses over all micro-batches of a step).
         reduction: ``global``: means over all ranks and micro-batches; ``local``: means per process and micro-batch.
         seed: root of the random numbers drawn by the model (dropout) and of the task draw.
+        adversarial: training on perturbed embeddings; None: none.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Pretrain(EvaluatedModule):
         backward: Literal["plain", "cached"] = "plain",
         reduction: Literal["global", "local"] = "global",
         seed: int = 0,
+        adversarial: Adversarial | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -90,6 +94,7 @@ class Pretrain(EvaluatedModule):
         self.ema_decay = ema_decay
         self.guard, self.roll_back = StepGuard(on_nonfinite, on_spike, max_skips), RollBack()
         self.backward_plan, self.reduction, self.seed = backward, reduction, seed
+        self.adversarial = checked(adversarial, backward)
         self.flags = EngineFlags()
         self.vocabulary: Vocabulary | None = None
         self.config: dict[str, Any] | None = None  # the resolved configuration, set by the command line
@@ -214,11 +219,12 @@ class Pretrain(EvaluatedModule):
         step = self.trainer.global_step
         self.seed_step(step)
         if (phase := phase_table.active(self.phases, step)) is not None:
-            phase_table.apply(phase, self.root.model, self.root.objectives)
+            phase_table.apply(phase, {"model": self.root.model, **self.root.objectives, "adversarial": self.adversarial})
         optimizer = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         self._batches = batches
-        self._result = PLANS[self.backward_plan](self.root, batches, self.tasks(step, batches[0].source), self._backward, self.reduction)
+        plan = plan_of(self.backward_plan, self.adversarial, self.trainer.precision_plugin)
+        self._result = plan(self.root, batches, self.tasks(step, batches[0].source), self._backward, self.reduction)
         optimizer.step()  # on_before_optimizer_step guards and clips
         if self.guard.wants_rollback:
             self.guard.wants_rollback = False

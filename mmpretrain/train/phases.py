@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from torch import nn
-
 
 class Phase(NamedTuple):
     """One row of the table."""
 
     until: int | None  # the first optimiser step that no longer belongs to it; None: to the end
-    set: Mapping[str, float | int | bool | str]  # "<objective>.<attribute>" or "model.<attribute>" -> value
+    set: Mapping[str, float | int | bool | str]  # "<objective>.<attribute>", "model.<attribute>", "adversarial.<attribute>" -> value
 
 
 def as_phases(rows: Sequence[Phase | Mapping[str, Any]]) -> tuple[Phase, ...]:
@@ -34,18 +32,21 @@ def active(phases: Sequence[Phase], step: int) -> Phase | None:
     return next((phase for phase in phases if phase.until is None or step < phase.until), None)
 
 
-def apply(phase: Phase, model: nn.Module, objectives: Mapping[str, nn.Module]) -> None:
+def apply(phase: Phase, owners: Mapping[str, Any]) -> None:
     """Set the values of a phase.
+
+    Args:
+        owners: what has attributes, by name: the model, the objectives, a method; None: not in use.
 
     Raises:
         ValueError: a target does not exist or holds another kind of value.
     """
     for path, value in phase.set.items():
         owner_name, _, attribute = path.partition(".")
-        owner = model if owner_name == "model" else (objectives[owner_name] if owner_name in objectives else None)
+        owner = owners.get(owner_name)
         present = getattr(owner, attribute, None) if owner is not None and attribute else None
         numbers = isinstance(present, int | float) and isinstance(value, int | float)
         if present is None or not (numbers or type(present) is type(value)):
-            owners = ", ".join(("model", *objectives))
-            raise ValueError(f"model.phases: {path!r} is not a number, switch or word like {value!r} of one of: {owners}")
+            known = ", ".join(name for name, one in owners.items() if one is not None)
+            raise ValueError(f"model.phases: {path!r} is not a number, switch or word like {value!r} of one of: {known}")
         setattr(owner, attribute, value)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mmpretrain.objectives.base import Objective
+from mmpretrain.objectives.base import Objective, Scored, scored
 from mmpretrain.types import Batch, Score, Vocabulary
 
-MODES = ("scores", "features", "corrupt", "hidden", "call")
+MODES = ("scores", "logits", "features", "corrupt", "hidden", "call")
 
 
 class Features(NamedTuple):
@@ -97,6 +97,8 @@ class Pretraining(nn.Module):
                 raise ValueError(f"objective {view.names[0]!r} reads {view.kind!r} states; {gives}")
         for objective in self.objectives.values():
             objective.bind(spec, vocabulary)
+        for objective in self.objectives.values():
+            objective.connect(self.objectives)
         self.bound = True
 
     def order(self, names: Iterable[str] | None = None) -> tuple[View, ...]:
@@ -146,15 +148,24 @@ class Pretraining(nn.Module):
             pairs = ((name, views[view.name]) for view in self.order(names) for name in view.names)
             return {name: torch.as_tensor(self.objectives[name].count(batch)).float() for name, batch in pairs}
 
+    def shared(self, views: Mapping[str, Batch], names: Iterable[str] | None = None) -> list[tuple[str, ...]]:
+        """The views that are scored, in groups that share a forward."""
+        groups: dict[tuple[Any, ...], tuple[str, ...]] = {}
+        for view in (view for view in self.order(names) if view.names):
+            key = _input(view, views[view.name])
+            groups[key] = (*groups.get(key, ()), view.name)
+        return list(groups.values())
+
     def forward(self, batch: Any, names: Sequence[str] | None = None, mode: str = "scores") -> Any:
         """One pass over a micro-batch.
 
         Args:
             batch: a ``Batch``, the corrupted batches {view: Batch} of ``corrupt``, or the function of mode ``call``.
             names: the objectives to score; all if None.
-            mode: ``scores`` -> {objective: Score}; ``features`` -> {objective: Features} for objectives that can be cached, Score for
-                the others; ``corrupt`` -> {view: Batch}, what ``corrupt`` gives; ``hidden`` -> {view: hidden states of the batch as it
-                is}, for evaluation; ``call`` -> ``batch(model, objectives)``, any computation that needs the parameters whole.
+            mode: ``scores`` -> {objective: Score}; ``logits`` -> {objective: Scored}; ``features`` -> {objective: Features} for
+                objectives that can be cached, Score for the others; ``corrupt`` -> {view: Batch}, what ``corrupt`` gives; ``hidden`` ->
+                {view: hidden states of the batch as it is}, for evaluation; ``call`` -> ``batch(model, objectives)``, any computation
+                that needs the parameters whole.
         """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}, expected one of {MODES}")
@@ -174,8 +185,7 @@ class Pretraining(nn.Module):
             if not view.names:
                 continue
             corrupted = views[view.name]
-            # views whose text, image and regions nobody has touched share one forward
-            key = (view.kind, id(corrupted.text), id(corrupted.image), id(corrupted.regions), id(corrupted.draw_keys_B))
+            key = _input(view, corrupted)
             if key not in memo:
                 memo[key] = self.model(corrupted, view.kind)
             hidden[view.name] = memo[key]
@@ -185,7 +195,9 @@ class Pretraining(nn.Module):
         return hidden if mode == "hidden" else results
 
     @staticmethod
-    def _result(objective: Any, hidden: Any, batch: Batch, mode: str) -> Score | Features:
+    def _result(objective: Any, hidden: Any, batch: Batch, mode: str) -> Score | Scored | Features:
+        if mode == "logits":
+            return scored(objective, hidden, batch)
         if mode == "features" and can_cache(objective):
             bias = hidden.logit_bias
             return Features(tuple(objective.features(hidden, batch)), hidden.logit_scale.clone(), None if bias is None else bias.clone())
@@ -200,6 +212,11 @@ class Pretraining(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The repeated units of the model, for sharding, checkpointing and compilation."""
         return list(self.model.blocks())
+
+
+def _input(view: View, batch: Batch) -> tuple[Any, ...]:
+    """What a forward reads: views whose text, image and regions nobody has touched share one."""
+    return (view.kind, id(batch.text), id(batch.image), id(batch.regions), id(batch.draw_keys_B))
 
 
 def ties(module: nn.Module) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ gradient does not depend on how a global batch is cut. Data-parallel wrappers av
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
     finite_K: Tensor  # bool: whether the loss of each micro-batch is finite
 
 
-class _Sums:
+class Sums:
     """Adds up scores of micro-batches without touching the host."""
 
     def __init__(self) -> None:
@@ -44,7 +44,10 @@ class _Sums:
     def add(self, name: str, score: Score) -> None:
         self._add(self.losses, name, score.sum, score.count)
         for stat, (total, count) in score.stats.items():
-            self._add(self.stats, f"{name}/{stat}", torch.as_tensor(total), count)
+            self.add_stat(f"{name}/{stat}", torch.as_tensor(total), count)
+
+    def add_stat(self, name: str, total: Tensor, count: Tensor) -> None:
+        self._add(self.stats, name, total, count)
 
 
 def corrupted(root: Pretraining, batch: Batch, names: Sequence[str]) -> dict[str, Batch]:
@@ -81,16 +84,16 @@ def plain(
     """Forward and backward of each micro-batch in turn."""
     views = [corrupted(root, batch, names) for batch in batches]
     factors = loss_factors(root, views, names, reduction)
-    sums, losses = _Sums(), []
+    sums, losses = Sums(), []
     for i in range(len(batches)):
         scores: dict[str, Score] = root(views[i], names)
-        loss = _weighted(scores, factors[i])
+        loss = weighted(scores, factors[i])
         backward(loss, i == len(batches) - 1)
         losses.append(loss.detach())
         for name, score in scores.items():
             sums.add(name, score)
         views[i] = {}  # free the corrupted copies
-    return _result(losses, sums)
+    return result_of(losses, sums)
 
 
 def cached(
@@ -117,7 +120,7 @@ def cached(
         states.append(random_state())
         with torch.no_grad():
             parts.append(root(v, held, "features"))
-    sums, head_loss = _Sums(), torch.zeros((), device=batches[0].draw_keys_B.device)
+    sums, head_loss = Sums(), torch.zeros((), device=batches[0].draw_keys_B.device)
     grads: dict[str, Features] = {}
     for name in held:
         loss, score, grads[name] = _feature_gradients(root, name, [p[name] for p in parts], factors[0][name], reduction)
@@ -129,7 +132,7 @@ def cached(
         restore_random_state(states[i])
         outputs = root(views[i], names, "features")
         scores = {name: value for name, value in outputs.items() if isinstance(value, Score)}
-        loss = _weighted(scores, factors[i])
+        loss = weighted(scores, factors[i])
         last = i == len(batches) - 1
         surrogate = sum((_surrogate(outputs[n], grads[n], start, last) for n in held), start=loss)
         backward(surrogate, last)
@@ -138,7 +141,7 @@ def cached(
             sums.add(name, score)
         start += batch.size
         views[i] = {}
-    return _result(losses, sums)
+    return result_of(losses, sums)
 
 
 def _feature_gradients(
@@ -171,11 +174,13 @@ def _surrogate(features: Features, grads: Features, start: int, last: bool) -> T
     return total
 
 
-def _weighted(scores: dict[str, Score], factors: dict[str, Tensor]) -> Any:
+def weighted(scores: Mapping[str, Score], factors: Mapping[str, Tensor]) -> Any:
+    """The loss of a micro-batch."""
     return sum(score.sum.float() * factors[name].to(score.sum.device) for name, score in scores.items())
 
 
-def _result(losses: Sequence[Tensor], sums: _Sums) -> StepResult:
+def result_of(losses: Sequence[Tensor], sums: Sums) -> StepResult:
+    """Of the losses of the micro-batches."""
     losses_K = torch.stack([torch.as_tensor(loss).float() for loss in losses])
     return StepResult(losses_K.sum(), sums.losses, sums.stats, torch.isfinite(losses_K))
 

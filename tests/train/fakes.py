@@ -60,7 +60,10 @@ class FakeModel(nn.Module):
         return list(self.layers)
 
     def forward(self, batch: Batch, kind: str = "fused") -> States:
-        x_BTD = self.words(batch.text.ids_BT) + self.position_embedding
+        x_BTD = self.words(batch.text.ids_BT)
+        if batch.text.delta_ND is not None:
+            x_BTD = x_BTD + batch.text.delta_ND.view_as(x_BTD)
+        x_BTD = x_BTD + self.position_embedding
         for block in self.layers:
             x_BTD = block(x_BTD)
         return States(x_BTD, torch.tanh(self.pooler(x_BTD[:, 0])), self.logit_scale)
@@ -85,11 +88,15 @@ class FakeMLM(Objective):
     def count(self, batch: Batch) -> Tensor:
         return (batch.targets["mlm"] >= 0).sum().float()
 
+    def logits(self, hidden: States, batch: Batch) -> Tensor:
+        tokens_RD = hidden.tokens_BTD[batch.targets["mlm"] >= 0]
+        return self.decoder(torch.nn.functional.gelu(self.dense(tokens_RD))).float()
+
     def forward(self, hidden: States, batch: Batch) -> Score:
         target_BT = batch.targets["mlm"]
-        logits_BTV = self.decoder(torch.nn.functional.gelu(self.dense(hidden.tokens_BTD))).float()
-        loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=-1, reduction="sum")
-        hits = ((logits_BTV.argmax(-1) == target_BT) & (target_BT >= 0)).sum().float()
+        target_R, logits_RV = target_BT[target_BT >= 0], self.logits(hidden, batch)
+        loss = nn.functional.cross_entropy(logits_RV, target_R, reduction="sum")
+        hits = (logits_RV.argmax(-1) == target_R).sum().float()
         return Score(loss, self.count(batch), {"accuracy": (hits, self.count(batch))})
 
 
@@ -104,9 +111,12 @@ class FakeMatch(Objective):
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(float(batch.size))
 
+    def logits(self, hidden: States, batch: Batch) -> Tensor:
+        return self.head(hidden.pooled_BD).float()
+
     def forward(self, hidden: States, batch: Batch) -> Score:
         target_B = batch.text.ids_BT[:, 1] % 2
-        loss = nn.functional.cross_entropy(self.head(hidden.pooled_BD).float(), target_B, reduction="sum")
+        loss = nn.functional.cross_entropy(self.logits(hidden, batch), target_B, reduction="sum")
         return Score(loss, self.count(batch), {})
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from train.fakes import FakeContrast, FakeData, FakeMatch, FakeMLM, FakeModel
 
+from mmpretrain.methods.adversarial import Adversarial
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.optim import Optimizer
 from mmpretrain.train.schedule import WarmupLinear
@@ -52,6 +53,8 @@ def quiet() -> None:
 def build(contrast: bool = False, dropout: float = 0.0, optimizer: Mapping[str, Any] | None = None, **settings: Any) -> Pretrain:
     """The fake system, the same parameters every time."""
     torch.manual_seed(0)
+    if "adversarial" in settings:
+        settings["adversarial"] = Adversarial(**settings["adversarial"])
     objectives = {"mlm": FakeMLM(), "match": FakeMatch(view="match", weight=0.5)}
     if contrast:
         objectives = {"contrast": FakeContrast(view="match"), **objectives}
