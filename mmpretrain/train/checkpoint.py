@@ -25,7 +25,7 @@ class Checkpoints(Checkpoint):
     again and compared with its manifest before ``last`` points to it and an older one is removed.
 
     Args:
-        directory: folder; None: ``checkpoints`` in the run directory.
+        directory: folder; None: ``checkpoints`` in the run directory, which else links to it.
         every_n_steps: optimiser steps between saves; None: none for their number.
         every_minutes: minutes between saves, by the clock of rank 0, looked at every tenth step with several ranks; None: none for time.
         keep_last: newest whole checkpoints that are kept, at least 2 (the newest may be the one a crash tore).
@@ -80,8 +80,21 @@ class Checkpoints(Checkpoint):
             directory.mkdir(parents=True, exist_ok=True)
             write_text(directory / ".probe", "")  # a folder that takes no files is an error now, not at the first save
             (directory / ".probe").unlink()
+            self._tell_where(Path(trainer.default_root_dir))
             for leftover in directory.glob(".*.tmp-*"):  # of a killed run
                 leftover.unlink(missing_ok=True)
+
+    def _tell_where(self, run: Path) -> None:
+        """A link in the folder of the run to a directory elsewhere, so that ``last`` and the name of the run lead there."""
+        link = run / "checkpoints"
+        if self.given is None or link.resolve() == self.directory.resolve() or (link.exists() and not link.is_symlink()):
+            return
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.directory.resolve(), target_is_directory=True)
+        except OSError as error:  # a file system without links
+            rank_zero_warn(f"{link} cannot lead to {self.directory} ({error}); continue with --ckpt_path {self.directory / 'last.ckpt'}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0

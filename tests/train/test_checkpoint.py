@@ -18,7 +18,7 @@ from train.resume import go
 from train.runs import build, quiet, trainer
 from train.spawn import environment
 
-from mmpretrain.train import atomic
+from mmpretrain.train import atomic, places
 from mmpretrain.train.atomic import CheckpointError, choose, fault, load, save
 from mmpretrain.train.checkpoint import Checkpoints, resolve
 from mmpretrain.train.payload import plain
@@ -179,6 +179,25 @@ def test_paths_a_user_may_write(tmp_path: Path) -> None:
     (path,) = written(folder, 5)
     assert resolve("last", folder) == resolve(str(tmp_path), folder) == resolve(str(folder), folder) == folder / "last.ckpt"
     assert resolve(str(path), folder) == path
+
+
+def test_checkpoints_elsewhere_are_found_by_the_run(tmp_path: Path) -> None:
+    quiet()
+    run, elsewhere = tmp_path / "runs" / "vilt-20261127-120000", tmp_path / "big disk"
+    for steps, ckpt_path in ((2, None), (4, "last")):
+        keeper = Checkpoints(every_n_steps=1, directory=str(elsewhere))
+        fitter = trainer(steps, [keeper], default_root_dir=run, enable_checkpointing=True)
+        last = None if ckpt_path is None else str(places.named(newest(tmp_path)))
+        fitter.fit(build(), datamodule=FakeData(steps_per_epoch=4), ckpt_path=last)
+    assert fitter.global_step == 4 and (run / "checkpoints").is_symlink()
+    assert (run / "checkpoints" / "last.ckpt").resolve() == (elsewhere / "step-00000004.ckpt").resolve()
+
+
+def newest(tmp_path: Path) -> Path:
+    """The newest run, as ``--ckpt_path last`` finds it."""
+    found = places.latest(tmp_path / "runs", "vilt")
+    assert found is not None
+    return found
 
 
 def test_everything_load_needs_is_inside(tmp_path: Path) -> None:
