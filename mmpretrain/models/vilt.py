@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.embed import PatchEmbedder, TextEmbedder
+from mmpretrain.nn.fusion import KINDS, check_kind, fuse
 from mmpretrain.nn.heads import Pooler
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.layers import Embedding
-from mmpretrain.nn.ragged import Ragged, interleave
+from mmpretrain.nn.ragged import Ragged
 from mmpretrain.types import Batch, Spec
 
 
@@ -43,7 +43,7 @@ class ViLT(nn.Module):
     @property
     def spec(self) -> Spec:
         words = self.text.words
-        return Spec(self.text.width, ("fused", "pooled"), words.num_embeddings, token_table=words, patch_size=self.image.patch_size)
+        return Spec(self.text.width, KINDS, words.num_embeddings, token_table=words, patch_size=self.image.patch_size)
 
     def blocks(self) -> list[nn.Module]:
         """The units of sharding, activation checkpointing and compilation."""
@@ -59,36 +59,13 @@ class ViLT(nn.Module):
         Raises:
             ValueError: another kind is asked for, or the batch has neither text nor image.
         """
-        if kind not in self.spec.kinds:
-            raise ValueError(f"ViLT offers kind 'fused' or 'pooled', not {kind!r}")
+        check_kind(self, kind)
+        if batch.text is None and batch.image is None:
+            raise ValueError("ViLT needs a batch with text, images or both")
         text = None if batch.text is None else self._typed(self.text(batch.text), 0)
         image = None if batch.image is None else self._typed(self.image(batch.image, batch.draw_keys_B), 1)
-        if text is None or image is None:
-            return self._single(text, image, kind)
-        device = text.x_ND.device
-        joint, text_rows, image_rows = interleave(text.layout, image.layout, device)
-        order_N = torch.empty(joint.total, dtype=torch.int64, device=device)
-        order_N[text_rows] = torch.arange(text.layout.total, device=device)
-        order_N[image_rows] = torch.arange(text.layout.total, joint.total, device=device)
-        x_ND = torch.cat([text.x_ND, image.x_ND.to(text.x_ND.dtype)]).index_select(0, order_N)
-        if kind == "pooled":
-            return Fused(None, None, self.pooler(self.transformer(Ragged(x_ND, joint), only="first").x_ND))
-        x_ND = self.transformer(Ragged(x_ND, joint)).x_ND
-        pooled_BD = self.pooler(x_ND.index_select(0, joint.first_B(device)))
-        text = Ragged(x_ND.index_select(0, text_rows), text.layout)
-        image = Ragged(x_ND.index_select(0, image_rows), image.layout)
-        return Fused(text, image, pooled_BD, image_prefix=1)
+        return fuse(self.transformer, self.pooler, text, image, kind, image_prefix=1)
 
     def _typed(self, x: Ragged, modality: int) -> Ragged:
         row_D: Tensor = self.modal_types.weight[modality]
         return Ragged(x.x_ND + row_D, x.layout)
-
-    def _single(self, text: Ragged | None, image: Ragged | None, kind: str) -> Fused:
-        one = text if image is None else image
-        if one is None:
-            raise ValueError("ViLT needs a batch with text, images or both")
-        if kind == "pooled":
-            return Fused(None, None, self.pooler(self.transformer(one, only="first").x_ND))
-        out = self.transformer(one)
-        pooled_BD = self.pooler(out.x_ND.index_select(0, out.layout.first_B(out.x_ND.device)))
-        return Fused(out, None, pooled_BD) if image is None else Fused(None, out, pooled_BD, image_prefix=1)

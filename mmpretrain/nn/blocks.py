@@ -136,18 +136,20 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(width, heads, self.hidden, activation, norm, eps, rates, inits) for _ in range(depth)])
         self.norm = LayerNorm(width, eps=eps) if final_norm else nn.Identity()
 
-    def forward(self, x: Ragged, only: str | None = None, mask: Tensor | None = None) -> Ragged:
+    def forward(self, x: Ragged, only: str | Tensor | None = None, mask: Tensor | None = None) -> Ragged:
         """States after the last block and the final norm.
 
         Args:
             x: packed states (N, D).
             only: ``first`` or ``last``: the state of the first or the last token of each sample is all that is wanted, and the last block
-                computes its queries, its MLP and the final norm for those alone. The numbers are the same.
+                computes its queries, its MLP and the final norm for those alone. The numbers are the same. Or the packed row of the one
+                token of each sample, int64 (B,).
             mask: bool (B, L, L) over the padded grid, L the longest sample: query row i may look at key column j. Padding (and causality)
                 are added to it; it must leave every token at least one key.
 
         Raises:
-            ValueError: ``only="first"`` in a causal stack, whose first token has seen nothing; a mask of another shape or type.
+            ValueError: a token other than the last in a causal stack, whose last block masks nothing for one row; a mask of another shape
+                or type.
         """
         device = x.x_ND.device
         dropping = self.training and self.attention_dropout > 0
@@ -160,7 +162,11 @@ class Transformer(nn.Module):
         layout = x.layout if keep_B is None else Layout((1,) * x.layout.size)
         return Ragged(self.norm(h_ND), layout)
 
-    def _rows(self, layout: Layout, only: str, device: torch.device) -> Tensor:
+    def _rows(self, layout: Layout, only: str | Tensor, device: torch.device) -> Tensor:
+        if isinstance(only, Tensor):
+            if self.causal:
+                raise ValueError("rows of one token per sample are for stacks that are not causal; choose only=last")
+            return only
         if only not in ("first", "last") or (only == "first" and self.causal):
             raise ValueError(f"only={only!r} with causal={self.causal}; choose first (not causal) or last")
         return layout.first_B(device) if only == "first" else layout.last_B(device)

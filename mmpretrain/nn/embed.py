@@ -56,6 +56,17 @@ class TextEmbedder(nn.Module):
         self.norm = LayerNorm(width, eps=norm_eps) if norm_eps is not None else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
+    def segment_row(self, row: int) -> Tensor:
+        """A row of the segment table, (D,), which a model may give to tokens that are no words.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        count = 0 if self.segments is None else self.segments.num_embeddings
+        if self.segments is None or not 0 <= row < count:
+            raise ValueError(f"the model needs row {row} of the text's segment table, which has {count}: set segments={row + 1} or more")
+        return self.segments.weight[row]
+
     def forward(self, text: Text) -> Ragged:
         """Packed states (N, D) of the valid tokens.
 
@@ -72,7 +83,7 @@ class TextEmbedder(nn.Module):
         if text.delta_ND is not None:
             if text.delta_ND.shape != x_ND.shape:
                 raise ValueError(f"text.delta_ND must be {tuple(x_ND.shape)}, valid tokens x width, got {tuple(text.delta_ND.shape)}")
-            x_ND = x_ND + text.delta_ND
+            x_ND = x_ND + text.delta_ND.to(x_ND.dtype)
         if self.segments is not None:
             segment_N = torch.zeros_like(ids_N) if text.segments_BT is None else layout.pack(text.segments_BT)
             x_ND = x_ND + self.segments(segment_N)
@@ -197,6 +208,9 @@ class PatchEmbedder(nn.Module):
         if keep_N is not None:
             patches = Layout(tuple(min(n, self.patch_limit) for n in counts))
         x_ND = self._project(image, grids, keep_N)
+        if image.delta_ND is not None:
+            delta_ND = image.delta_ND if keep_N is None else image.delta_ND.index_select(0, keep_N)
+            x_ND = x_ND + delta_ND.to(x_ND.dtype)
         if keep_N is None and all(g == (self.grid, self.grid) for g in grids):
             x_ND = (x_ND.view(len(grids), -1, self.width) + self.positions).flatten(0, 1)
         else:
