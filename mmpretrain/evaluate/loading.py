@@ -179,6 +179,8 @@ def _build(config: Mapping[str, Any], vocabulary: Vocabulary | None, file: Path)
         objective.name = name
         objective.bind(model.spec, vocabulary)
         heads[name] = objective
+    for objective in heads.values():
+        objective.connect(heads)  # type: ignore[operator]  # an Objective
     return model, heads
 
 

@@ -48,6 +48,10 @@ class Objective(nn.Module):
     def bind(self, spec: Spec, vocabulary: Vocabulary | None) -> None:
         """Build and tie the head. Raises ValueError where the model or the tokenizer lacks what the objective needs."""
 
+    def connect(self, objectives: Mapping[str, nn.Module]) -> None:
+        """Called once all objectives of a recipe are bound: take what another one lends, by its name there. Raises ValueError where it
+        does not exist."""
+
     def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
         """The batch of this view. ``outputs``: hidden states of the views named by ``after``. Draws are keyed by ``batch.draw_keys_B``."""
         return batch

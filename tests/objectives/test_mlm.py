@@ -10,6 +10,7 @@ from helpers.objectives import CLS, MASK, SEP, Stack, batch_of, example, keys, r
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.mlm import MLM
+from mmpretrain.objectives.text_masking import Spans
 from mmpretrain.types import Batch, Text
 
 
@@ -197,3 +198,56 @@ def test_content_masks_no_function_word():
     assert torch.equal(made.text.ids_BT[:, [0, 1, 4, 5]], ids[:, [0, 1, 4, 5]])
     plain = blind.corrupt(batch, {}).targets["mlm"]
     assert set(plain.labels_R.tolist()) == {a, red, star, stop} and plain.maskable == 256
+
+
+@pytest.mark.parametrize(("unit", "prob", "share"), [("span", 0.1, 0.188), ("geometric", 0.15, 0.15)])
+def test_spans_of_words(unit, prob, share):
+    """Shares of whole texts: that of InterBERT's spans is a little smaller at their beginning."""
+    batch = texts(600, 202, size=3000)
+    out = bound(3000, prob=prob, unit=unit).corrupt(batch, {})
+    target, score = out.targets["mlm"], bound(3000).corrupt(batch, {}).targets["mlm"]
+    assert target.maskable == score.maskable == 120_000
+    assert target.rows_R.numel() / 120_000 == pytest.approx(share, abs=0.008)
+    layout = Layout(batch.text.lengths)
+    chosen_BT = layout.pad(torch.zeros(layout.total, dtype=torch.bool).index_fill(0, target.rows_R, True))
+    for words, chosen in zip(batch.text.words_BT[:50], chosen_BT[:50]):
+        assert set(words[chosen].tolist()).isdisjoint(words[~chosen].tolist())
+    one = bound(3000, prob=prob, unit=unit, spans=Spans(further=(0,), longest=1)).corrupt(batch, {}).targets["mlm"]
+    expected = 0.1 if unit == "span" else 0.15  # words alone
+    assert one.rows_R.numel() / 120_000 == pytest.approx(expected, abs=0.008)
+
+
+def test_one_text_of_a_pair_is_masked():
+    batch = texts(50, 20)
+    segments_BT = (torch.arange(20) > 8).long().repeat(50, 1)
+    pair = batch._replace(text=batch.text._replace(segments_BT=segments_BT))
+    for segment, slots in ((0, set(range(1, 9))), (1, set(range(9, 19))), (None, set(range(1, 19)))):
+        target = bound(prob=0.5, segment=segment).corrupt(pair, {}).targets["mlm"]
+        assert set((target.rows_R % 20).tolist()) == slots and target.maskable == 50 * len(slots)
+    assert bound(prob=0.5, segment=1).corrupt(batch, {}).targets["mlm"].rows_R.numel() == 0  # one text alone
+
+
+def test_a_head_of_another_objective():
+    specification, objectives = spec(), torch.nn.ModuleDict({"mlm": MLM(), "again": MLM(head_of="mlm", view="again")})
+    for name, one in objectives.items():
+        one.name = name
+        one.bind(specification, vocabulary())
+    for one in objectives.values():
+        one.connect(objectives)
+    batch = texts(4, 12)
+    outs = {name: one.corrupt(batch, {}) for name, one in objectives.items()}
+    hidden = hidden_for(batch)
+    own = objectives["mlm"].head(hidden.text.x_ND[outs["again"].targets["again"].rows_R])
+    assert torch.equal(objectives["again"].logits(hidden, outs["again"]), own)
+    assert not list(objectives["again"].parameters()) and all(name.startswith("mlm.") for name in objectives.state_dict())
+    for head_of in ("none", "again", "self"):
+        lost = MLM(head_of=head_of)
+        with pytest.raises(ValueError, match="must name an objective"):
+            lost.connect({**objectives, "self": lost})
+
+
+def test_units_are_checked():
+    assert MLM(whole_word=True).unit == "word" and MLM(unit="word").whole_word
+    for wrong in ({"unit": "letter"}, {"segment": 2}, {"whole_word": True, "unit": "span"}):
+        with pytest.raises(ValueError, match="MLM"):
+            MLM(**wrong)
