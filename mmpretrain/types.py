@@ -66,8 +66,10 @@ class Tokens(NamedTuple):
 
     ids: tuple[int, ...]  # with the special tokens of the tokenizer
     words: tuple[int, ...]  # the index of the word each token belongs to, -1 for special tokens
-    text: str
+    text: str  # the first text
     segments: tuple[int, ...] | None = None  # of each token: 0 first text, 1 second; None: all 0
+    second: str | None = None  # the second text of a pair
+    offsets: tuple[tuple[int, int], ...] | None = None  # characters of each token in its own text, (0, 0) for special tokens
 
 
 class Visual(NamedTuple):
@@ -75,6 +77,7 @@ class Visual(NamedTuple):
 
     image: Tensor | None = None  # uint8, (3, H, W)
     regions: Regions | None = None
+    tags: str | None = None  # names of its objects, where texts are told with them (data.tags)
 
 
 class Example(NamedTuple):
@@ -105,6 +108,7 @@ class Vocabulary(NamedTuple):
     sep: int | None
     special: tuple[int, ...]  # ids that are never masked and never drawn as random replacements
     function: tuple[int, ...] = ()  # ids of function words and punctuation: what a picture says little about
+    answers: tuple[str, ...] = ()  # what questions are answered with (data.answers), by number
 
 
 class Text(NamedTuple):
@@ -226,6 +230,11 @@ class Draw(Protocol):
         """(key, text) of the k-th other sample, drawn uniformly from the whole set, never the sample itself."""
         ...
 
+    def hard_text(self, k: int) -> tuple[str, Tokens] | None:
+        """(key, text) of the k-th draw among the texts of other samples that are most like the shown one but not too like it; None where
+        there are none. The preparer has ``neighbours`` among its ``wants``."""
+        ...
+
     def tokenize(self, text: str, second: str | None = None) -> Tokens:
         """One text, or a pair."""
         ...
@@ -242,7 +251,11 @@ class Collate(Protocol):
 
 
 class Preparer(Protocol):
-    """The worker's half of an objective: parameter-free, picklable, defined at module level."""
+    """The worker's half of an objective: parameter-free, picklable, defined at module level.
+
+    It may have an attribute ``wants``, names of what the data module is to give beside the usual: ``graph`` (``meta["graph"]``, the scene
+    graph of the shown text), ``captions`` (``meta["captions"]``, all captions of the sample), ``neighbours`` (``Draw.hard_text``).
+    """
 
     def prepare(self, example: Example, draw: Draw) -> Any:
         """What goes into ``example.targets[name of the objective]``."""

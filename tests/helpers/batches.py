@@ -26,7 +26,7 @@ class Probe(NamedTuple):
 
     def prepare(self, example: Example, draw: Draw) -> Any:
         coin = int(draw.generator("probe", shared_by=2).integers(2)) ^ (draw.position % 2)
-        image_key, (image, _) = draw.other_visual(0)
+        image_key, (image, *_) = draw.other_visual(0)
         text_key, text = draw.other_text(1)
         assert example.key not in (image_key, text_key)
         return coin, f"{image_key}/{text_key}", image, text
