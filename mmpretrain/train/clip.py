@@ -39,6 +39,17 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
+def each_norm(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The 2-norm of the gradient of each parameter, plain scalar tensors in their order, equal on every rank; every one has a gradient."""
+    parameters = list(parameters)
+    found: dict[int, Tensor] = {}
+    for group in _by_mesh(parameters):
+        norms_P = _full(torch.stack(torch._foreach_norm([p.grad for p in group])))
+        found |= {id(p): norm for p, norm in zip(group, norms_P.unbind(), strict=True)}
+    return [found[id(p)] for p in parameters]
+
+
+@torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor, algorithm: Literal["norm", "value"] = "norm") -> None:
     """Scale gradients in place.
 

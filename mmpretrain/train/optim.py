@@ -1,8 +1,14 @@
 """Optimisers and their parameter groups, as the papers' lists say.
 
-``decay="vilt"``: biases and the gains of all norms are not decayed; position embeddings and class tokens are (ViLT's code ignores the
-``no_weight_decay`` list of its ViT). ``decay="clip"``: anything with fewer than two dimensions is not decayed, nor any norm, bias,
-class token or logit scale (open_clip).
+Which parameters are decayed (``decay``):
+
+``standard``  all but biases and the gains of norms (BERT).
+``vilt``      the same: ViLT's code ignores the ``no_weight_decay`` list of its ViT, so positions and class tokens are decayed.
+``clip``      matrices alone: nothing with fewer than two dimensions, no norm, bias, class token or logit scale (open_clip).
+``all``       everything (LXMERT, VL-BERT).
+``uniter``    as ``standard``, and the gains of the norms of region features, of boxes and in the heads that predict regions, which the rule
+              of UNITER's release does not find because they are not called LayerNorm there.
+``swapped``   biases and gains alone: the release of ViLBERT, and InterBERT after it, has the two groups the wrong way round.
 """
 
 from __future__ import annotations
@@ -14,10 +20,17 @@ import torch
 from torch import nn
 
 from mmpretrain.nn.attention import Attention
+from mmpretrain.train.bert_adam import BertAdam
+from mmpretrain.train.composite import Composite
 from mmpretrain.train.muon import Muon
+
+KINDS = ("adamw", "sgd", "muon", "bert_adam")
+POLICIES = ("standard", "vilt", "clip", "all", "uniter", "swapped")
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
+# Of the norms in ``nn.regions`` and ``nn.region_heads`` that UNITER's release decays by oversight.
+UNITER_GAINS = (".feature_norm.weight", ".box_norm.weight", ".transform.norm.weight")
 # Held as (1, D) or (1, 1, D), published as (D,). A class position, also (1, D), is row 0 of the published table of positions.
 CLASS_TOKENS = ("class_token", "cls_token")
 
@@ -29,12 +42,16 @@ def norm_parameters(module: nn.Module) -> set[int]:
 
 
 def is_decayed(name: str, parameter: torch.Tensor, is_norm: bool, policy: str, never: Sequence[str] = ()) -> bool:
-    """Whether weight decay applies to a parameter under a policy (``vilt``, ``clip`` or ``all``)."""
+    """Whether weight decay applies to a parameter under a policy (one of ``POLICIES``)."""
     if any(pattern in name for pattern in never):
         return False
     if policy == "all":
         return True
+    if policy == "uniter" and is_norm and name.endswith(UNITER_GAINS):
+        return True
     if is_norm or "bias" in name:
+        return policy == "swapped"
+    if policy == "swapped":
         return False
     is_vector = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in CLASS_TOKENS
     return not (policy == "clip" and (is_vector or "logit_scale" in name))
@@ -53,48 +70,81 @@ class Optimizer:
 
     Args:
         lr: peak rate.
-        kind: ``adamw``, ``sgd`` (with Nesterov-free momentum ``betas[0]``), or ``muon``: Muon for the matrices of the model, AdamW for all
-            else (see ``train/muon.py``). In none of the papers; see ``docs/log.md``.
+        kind: ``adamw``; ``sgd`` (with Nesterov-free momentum ``betas[0]``); ``muon``: Muon for the matrices of the model, AdamW for all
+            else (see ``train/muon.py``), in none of the papers, see ``docs/log.md``; ``bert_adam``: Adam without bias correction, with
+            decoupled decay (see ``train/bert_adam.py``).
         matrix_lr: peak rate of the matrices for ``muon``.
-        betas, eps, weight_decay: as in torch; weight decay is decoupled for AdamW.
-        decay: which parameters are decayed: ``vilt``, ``clip`` or ``all``.
+        betas, eps, weight_decay: as in torch; weight decay is decoupled for AdamW and BertAdam.
+        decay: which parameters are decayed: ``standard``, ``vilt``, ``clip``, ``all``, ``uniter`` or ``swapped``, see the module.
         no_decay: further parts of parameter names that are not decayed.
-        lr_mult: part of a parameter name -> factor of the rate; the first that fits wins.
-        foreach, fused: torch's implementation switches; None lets torch choose.
+        lr_mult: part of a parameter name -> factor of the rate; the first that fits wins (ViLBERT: 0.1 for what BERT's weights begin).
+        foreach, fused: torch's implementation switches; None lets torch choose. ``bert_adam`` has none.
+        clip_each: largest norm of the gradient of each tensor by itself, for ``bert_adam``; None: no such limit.
+        parts: beginning of a parameter name, as in ``model.image.cnn`` -> an optimiser of its own for the parameters below it, with all its
+            own options; the first that fits wins. All of them are stepped as one, so that a step counts once, gradients are clipped
+            together and one schedule drives all rates (Pixel-BERT: SGD for the convolutions, AdamW for the transformer).
+
+    Raises:
+        ValueError: an unknown kind or policy, ``clip_each`` for a kind that has none, parts that have parts.
     """
 
     def __init__(
         self,
         lr: float = 1e-4,
-        kind: Literal["adamw", "sgd", "muon"] = "adamw",
+        kind: Literal["adamw", "sgd", "muon", "bert_adam"] = "adamw",
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
-        decay: Literal["vilt", "clip", "all"] = "vilt",
+        decay: Literal["standard", "vilt", "clip", "all", "uniter", "swapped"] = "vilt",
         no_decay: Sequence[str] = (),
         lr_mult: Mapping[str, float] | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         matrix_lr: float = 0.02,
+        clip_each: float | None = None,
+        parts: Mapping[str, Optimizer] | None = None,
     ) -> None:
+        if kind not in KINDS or decay not in POLICIES:
+            known = f"kinds are {', '.join(KINDS)}, policies of decay {', '.join(POLICIES)}"
+            raise ValueError(f"optimizer: kind={kind!r}, decay={decay!r}; {known}")
+        if clip_each is not None and (kind != "bert_adam" or clip_each <= 0):
+            raise ValueError(f"optimizer: clip_each={clip_each} is a positive norm, for kind=bert_adam; else trainer.gradient_clip_val")
         self.lr, self.kind, self.eps, self.weight_decay = lr, kind, eps, weight_decay
         self.betas: tuple[float, float] = (betas[0], betas[1])
         self.decay, self.no_decay, self.lr_mult = decay, tuple(no_decay), dict(lr_mult or {})
-        self.foreach, self.fused, self.matrix_lr = foreach, fused, matrix_lr
+        self.foreach, self.fused, self.matrix_lr, self.clip_each = foreach, fused, matrix_lr, clip_each
+        self.parts = dict(parts or {})
+        if any(part.parts for part in self.parts.values()):
+            raise ValueError("optimizer.parts: a part cannot have parts of its own")
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups of ``module``: every trained parameter exactly once, in a fixed order, each group with the names it holds.
 
         Raises:
-            ValueError: a pattern of ``lr_mult`` or ``no_decay`` fits no parameter.
+            ValueError: a pattern of ``lr_mult`` or ``no_decay``, or the name of a part, fits no parameter.
         """
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        return [group for _, groups in self._shares(module) for group in groups]
+
+    def _shares(self, module: nn.Module) -> list[tuple[Optimizer, list[dict[str, Any]]]]:
+        """Each part's groups, in order, then what is left to this one."""
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        shares = []
+        for beginning, part in self.parts.items():
+            below = {name: p for name, p in named.items() if f"{name}.".startswith(f"{beginning.rstrip('.')}.")}
+            if not below:
+                like = next(iter(named), "")
+                raise ValueError(f"optimizer.parts: no trained parameter is called {beginning!r}; names look like {like!r}")
+            shares.append((part, part._groups(module, below)))
+            named = {name: p for name, p in named.items() if name not in below}
+        return shares + ([(self, self._groups(module, named))] if named or not shares else [])
+
+    def _groups(self, module: nn.Module, named: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
         for pattern in (*self.lr_mult, *self.no_decay):
-            if not any(pattern in name for name, _ in named):
-                raise ValueError(f"optimizer: no trained parameter has {pattern!r} in its name; names look like {named[0][0]!r}")
+            if not any(pattern in name for name in named):
+                raise ValueError(f"optimizer: no trained parameter has {pattern!r} in its name; names look like {next(iter(named), '')!r}")
         norms, parts_of = norm_parameters(module), matrices(module) if self.kind == "muon" else {}
         groups: dict[tuple[float, float, int], dict[str, Any]] = {}
-        for name, parameter in named:
+        for name, parameter in named.items():
             factor = next((factor for pattern, factor in self.lr_mult.items() if pattern in name), 1.0)
             decayed = is_decayed(name, parameter, id(parameter) in norms, self.decay, self.no_decay)
             parts = parts_of.get(id(parameter), 0)
@@ -108,18 +158,22 @@ class Optimizer:
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """The torch optimiser over the trained parameters of ``module``."""
-        groups = [{k: v for k, v in group.items() if k != "names"} for group in self.groups(module)]
-        if not groups:
+        shares = [(one, [{k: v for k, v in group.items() if k != "names"} for group in groups]) for one, groups in self._shares(module)]
+        if not any(groups for _, groups in shares):
             raise ValueError("optimizer: nothing to train, every parameter is frozen")
-        switches: dict[str, Any] = {"foreach": self.foreach, "fused": self.fused}
-        made: torch.optim.Optimizer
-        if self.kind == "sgd":
-            made = torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay, **switches)
-        else:
-            adamw: type[torch.optim.AdamW] = Muon if self.kind == "muon" else torch.optim.AdamW
-            made = adamw(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)
+        built = [one._made(groups) for one, groups in shares]
+        made = built[0] if len(built) == 1 else Composite(built)
         made._step_supports_amp_scaling = False  # a fused one would unscale after guard and clipping
         return made
+
+    def _made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        switches: dict[str, Any] = {"foreach": self.foreach, "fused": self.fused}
+        if self.kind == "bert_adam":
+            return BertAdam(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, clip_each=self.clip_each)
+        if self.kind == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay, **switches)
+        adamw: type[torch.optim.AdamW] = Muon if self.kind == "muon" else torch.optim.AdamW
+        return adamw(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **switches)
 
 
 def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:

@@ -7,6 +7,7 @@ by their multiplier. ``warmup`` is a number of steps (int) or a share of the run
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -86,6 +87,29 @@ class WarmupCosine(Schedule):
             return (step + 1) / warmup
         done = min(1.0, (step - warmup) / max(1, total - warmup))
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Milestones(Schedule):
+    """Linear warm-up, then constant, times ``drop`` at every milestone (Pixel-BERT: a tenth at epochs 25 and 35 of 40).
+
+    Args:
+        at: steps (int), or shares of the run (float below 1), ascending: ``[0.625, 0.875]`` are epochs 25 and 35 of 40.
+        drop: factor of the rate from each of them on.
+
+    Raises:
+        ValueError: milestones that do not ascend, or are neither steps nor shares of the run.
+    """
+
+    def __init__(self, at: Sequence[int | float], drop: float = 0.1, warmup: int | float = 0, total: int | None = None) -> None:
+        super().__init__(warmup, total)
+        if any(one <= 0 or (isinstance(one, float) and one >= 1) for one in at) or sorted(at) != list(at):
+            raise ValueError(f"schedule.at={list(at)}: ascending steps as ints, or ascending shares of the run as floats in (0, 1)")
+        self.at, self.drop = tuple(at), drop
+
+    def factor(self, step: int, total: int) -> float:
+        warmup = self.warmup_steps(total)
+        passed = sum(step >= (round(one * total) if isinstance(one, float) else one) for one in self.at)
+        return float(self.drop**passed * (min(1.0, step / warmup) if warmup else 1.0))
 
 
 class StepScheduler(LRScheduler):

@@ -8,12 +8,17 @@ from typing import Any
 
 import torch
 
+from mmpretrain.train.optim import Optimizer
+
+SGD = {"model.layers.0": Optimizer(lr=3e-2, kind="sgd", weight_decay=5e-4, decay="all")}  # the rest: AdamW
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"flags": {"gradient_clip_val": 0.5}},
     "accumulate": {"flags": {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}},
     "foreach": {"optimizer": {"foreach": True}, "flags": {"gradient_clip_val": 0.5}},
     "fused": {"optimizer": {"fused": True}, "flags": {"gradient_clip_val": 0.5}},
     "muon": {"optimizer": {"kind": "muon", "matrix_lr": 3e-3}, "flags": {"gradient_clip_val": 0.5}},
+    "two": {"optimizer": {"parts": SGD, "decay": "standard"}, "flags": {"gradient_clip_val": 0.5}},
+    "bert": {"optimizer": {"kind": "bert_adam", "eps": 1e-6, "clip_each": 0.05}, "flags": {}},
     "value": {"flags": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}},
     "sample": {"module": {"task_schedule": "sample", "seed": 3}, "flags": {"gradient_clip_val": 0.5}},
     "recompute": {"module": {"activation_checkpointing": True, "ema_decay": 0.9}, "flags": {"gradient_clip_val": 0.5}},

@@ -27,12 +27,14 @@ class Slow(pl.Callback):
         time.sleep(self.seconds)
 
 
-def go(folder: Path, steps: int, seconds: float = 0.0, ckpt_path: str | None = "last", **flags: Any) -> pl.Trainer:
-    """Fit to ``steps`` with dropout and EMA, saving every second step; parameters and EMA go to ``end.pt``."""
+def go(
+    folder: Path, steps: int, seconds: float = 0.0, ckpt_path: str | None = "last", optimizer: dict[str, Any] | None = None, **flags: Any
+) -> pl.Trainer:
+    """Fit to ``steps`` with dropout and EMA, saving every second step; parameters and EMA go to ``end.pt``. ``optimizer``: its options."""
     quiet()
     callbacks = [Metrics(), Slow(seconds), Preemption(every=1), Checkpoints(every_n_steps=2, keep_last=2), *flags.pop("callbacks", [])]
     fitter = trainer(steps, callbacks, default_root_dir=folder, enable_checkpointing=True, log_every_n_steps=1, **flags)
-    module = build(dropout=0.1, ema_decay=0.9)
+    module = build(dropout=0.1, ema_decay=0.9, optimizer=optimizer)
     fitter.fit(module, datamodule=FakeData(steps_per_epoch=5), ckpt_path=ckpt_path)
     torch.save({"parameters": module.root.state_dict(), "ema": module.ema.state()}, folder / "end.pt")
     return fitter
