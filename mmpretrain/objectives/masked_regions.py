@@ -1,0 +1,170 @@
+"""What the objectives over masked regions share: one masking for each view, the rows that count, the states of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.ragged import Layout
+from mmpretrain.objectives.base import Objective
+from mmpretrain.objectives.precision import scalar
+from mmpretrain.objectives.region_masking import TARGET, MaskedRegions, RegionMasker
+from mmpretrain.types import Batch, RegionBatch, Score, Spec, Vocabulary
+
+
+class ChosenRegions(NamedTuple):
+    """What an objective over masked regions leaves in ``batch.targets`` under its own name."""
+
+    rows_R: Tensor  # int64, packed regions that count in its loss
+    matched_B: Tensor | None  # that of the batch when they were selected
+
+
+class RegionObjective(Objective):
+    """Base of the losses over masked regions.
+
+    The first of them in a view masks the regions; the others read the same masking, and must ask for the same. It hides regions of every
+    sample; ``only_if_matched`` leaves those of false pairs out of the loss, not out of the masking, because a view with ITM would tell
+    by the masks which pairs are true. ITM comes before them in the recipe: its swapped pictures are what is masked.
+
+    Args:
+        masker: how regions are chosen and hidden.
+        weight, view, after, sources: see ``Objective``.
+        only_if_matched: regions of pictures whose text is not true of them do not count (ViLBERT's ``objective`` 1, Unicoder-VL, ImageBERT,
+            InterBERT; not LXMERT, UNITER and VL-BERT).
+    """
+
+    kind: ClassVar[str] = "fused"
+
+    def __init__(
+        self,
+        masker: RegionMasker,
+        *,
+        weight: float = 1.0,
+        view: str = "main",
+        after: str | None = None,
+        sources: tuple[str, ...] | None = None,
+        only_if_matched: bool = False,
+    ) -> None:
+        super().__init__(weight=weight, view=view, after=after, sources=sources, only_if_matched=only_if_matched)
+        self.masker = masker
+        self.head: Any = None  # a module, made by ``bind``
+
+    def bind(self, spec: Spec, vocabulary: Vocabulary | None) -> None:
+        """Build the head once."""
+        if self.kind not in spec.kinds:
+            raise ValueError(f"{self.name}: needs a model with the kind {self.kind!r}, this one has {', '.join(spec.kinds)}")
+        if spec.feature_width is None:
+            raise ValueError(f"{self.name}: needs a model that reads regions (its spec has no feature_width)")
+        if self.head is None:
+            self.head = self.make_head(spec, spec.width if spec.visual_width is None else spec.visual_width)
+
+    def make_head(self, spec: Spec, width: int) -> torch.nn.Module:
+        """The head on states of ``width``."""
+        raise NotImplementedError(f"{type(self).__name__} has no head")
+
+    def usable(self, regions: RegionBatch) -> Tensor | None:
+        """Whether a region has what the loss needs, bool (N,); None: all have."""
+        return None
+
+    def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
+        """The batch with masked regions. One device synchronisation (the list of regions that count)."""
+        if batch.regions is None:
+            raise ValueError(f"{self.name}: the batch has no regions; name the sources that have regions in `sources`")
+        masked = batch.targets.get(TARGET)
+        if masked is None:
+            batch = self.masker.mask(batch, self.view)
+        elif masked.masker != self.masker:
+            raise ValueError(
+                f"{self.name}: an earlier objective masked view {self.view!r} by {masked.masker}, this one asks for {self.masker}; "
+                "give both the same masker, or views of their own"
+            )
+        regions = batch.regions
+        assert regions is not None and regions.chosen_N is not None
+        counts_N = regions.chosen_N
+        usable_N = self.usable(regions)
+        if usable_N is not None:
+            counts_N = counts_N & usable_N
+        matched_N = self.matched(batch)
+        if matched_N is not None:
+            counts_N = counts_N & matched_N
+        chosen = ChosenRegions(counts_N.nonzero().squeeze(1), batch.matched_B)
+        return batch._replace(targets={**batch.targets, self.name: chosen})
+
+    def matched(self, batch: Batch) -> Tensor | None:
+        """Whether a region belongs to a sample that counts, bool (N,); None: all do."""
+        if not self.only_if_matched or batch.matched_B is None or batch.regions is None:
+            return None
+        return batch.matched_B.index_select(0, Layout(batch.regions.lengths).sample_N(batch.matched_B.device))
+
+    def target(self, batch: Batch) -> tuple[ChosenRegions, MaskedRegions, RegionBatch]:
+        """What counts, the regions as they were and as they are.
+
+        Raises:
+            ValueError: the batch was not corrupted, or something has changed its regions or matches since.
+        """
+        chosen, masked, regions = batch.targets.get(self.name), batch.targets.get(TARGET), batch.regions
+        if not isinstance(chosen, ChosenRegions) or not isinstance(masked, MaskedRegions) or regions is None:
+            raise ValueError(f"{self.name}: the batch was not corrupted; call corrupt(batch, outputs) first")
+        if regions.chosen_N is not masked.chosen_N or (self.only_if_matched and batch.matched_B is not chosen.matched_B):
+            raise ValueError(f"{self.name}: regions or pairs were changed after the regions were masked; put ITM before it in the recipe")
+        return chosen, masked, regions
+
+    def count(self, batch: Batch) -> Tensor:
+        """Number of regions in the loss; may be 0."""
+        rows_R = self.target(batch)[0].rows_R
+        return scalar(rows_R.shape[0], rows_R.device)
+
+    def states(self, hidden: Fused, regions: RegionBatch, rows_R: Tensor) -> Tensor:
+        """The states of packed regions, (R, D).
+
+        Raises:
+            ValueError: the model did not return one state for every region.
+        """
+        layout, prefix = Layout(regions.lengths), hidden.image_prefix
+        if hidden.image is None or hidden.image.layout.lengths != tuple(n + prefix for n in layout.lengths):
+            raise ValueError(f"{self.name}: the model must return one state for every region of the batch")
+        sample_R = layout.sample_N(rows_R.device).index_select(0, rows_R)
+        return hidden.image.x_ND.index_select(0, rows_R + prefix * (sample_R + 1))
+
+    def predicted(self, hidden: Fused, batch: Batch) -> Tensor:
+        """What the head says of the regions in the loss, (R, outputs)."""
+        chosen, _, regions = self.target(batch)
+        if self.head is None:
+            raise ValueError(f"{self.name}: there is no head yet; call bind(spec, vocabulary) first")
+        return self.head(self.states(hidden, regions, chosen.rows_R))
+
+    def share(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(chosen regions, regions) of the batch, for the statistics."""
+        _, masked, _ = self.target(batch)
+        return masked.chosen_N.sum().float(), scalar(masked.chosen_N.shape[0], masked.chosen_N.device)
+
+    def forward(self, hidden: Fused, batch: Batch) -> Score:
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+
+def class_labels(name: str, regions: RegionBatch, classes: int) -> Tensor:
+    """``classes_N`` after a check that the head has a place for them.
+
+    Raises:
+        ValueError: there are none, or one is not below ``classes``.
+    """
+    return _checked(name, "classes", regions.classes_N, regions.class_probs_NC, classes)
+
+
+def attribute_labels(name: str, regions: RegionBatch, attributes: int) -> Tensor:
+    """``attributes_N``, likewise."""
+    return _checked(name, "attributes", regions.attributes_N, regions.attribute_probs_NA, attributes)
+
+
+def _checked(name: str, what: str, labels_N: Tensor | None, table: Tensor | None, most: int) -> Tensor:
+    if labels_N is None:
+        raise ValueError(f"{name}: the regions of the batch have no {what}")
+    known = table is not None and table.shape[1] <= most  # the reader of regions has compared labels with the width of their table
+    if not known and bool((labels_N >= most).any()):
+        wanted = f"the head has {most}; set `{what}` to the number in the data"
+        raise ValueError(f"{name}: a region has number {int(labels_N.max())} of the {what} (from 0), {wanted}")
+    return labels_N
