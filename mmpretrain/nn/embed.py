@@ -126,6 +126,32 @@ def sincos(grid: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
+def sampled(layout: Layout, limit: int, draw_keys_B: Tensor | None, stream: int) -> Tensor:
+    """Packed rows that a random choice of at most ``limit`` tokens of each sample keeps, without replacement, in their order: int64 (N',).
+
+    Nothing waits for the device.
+
+    Args:
+        layout: of all tokens.
+        draw_keys_B: keys of the draws.
+        stream: of random numbers.
+
+    Raises:
+        ValueError: there are no keys.
+    """
+    if draw_keys_B is None:
+        raise ValueError("sampling patches or pixels needs the draw keys of the batch")
+    device = draw_keys_B.device
+    draws_BV = random.uniform(draw_keys_B, stream, layout.max_len)
+    draws_BV = draws_BV.masked_fill(~layout.mask_BL(device), 2.0)
+    kept = Layout(tuple(min(n, limit) for n in layout.lengths))
+    # stable, so that equal draws cannot bring two devices to different tokens; short samples sort their padding last
+    first_BK = draws_BV.argsort(dim=1, stable=True)[:, :limit]
+    in_kept_BK = kept.mask_BL(device)[:, :limit]
+    slots_BK = first_BK.masked_fill(~in_kept_BK, layout.max_len).sort(dim=1).values
+    return kept.pack(slots_BK) + layout.first_B(device).index_select(0, kept.sample_N(device))
+
+
 class PatchEmbedder(nn.Module):
     """Linear projection of patches, a class token, and a learned position grid interpolated to the size of each image.
 
@@ -204,7 +230,8 @@ class PatchEmbedder(nn.Module):
         device = self.projection.weight.device
         counts = tuple(h * w for h, w in grids)
         patches = Layout(counts)
-        keep_N = self._kept(patches, draw_keys_B) if self.training and 0 < self.patch_limit < patches.max_len else None
+        sampling = self.training and 0 < self.patch_limit < patches.max_len
+        keep_N = sampled(patches, self.patch_limit, draw_keys_B, PATCHES) if sampling else None
         if keep_N is not None:
             patches = Layout(tuple(min(n, self.patch_limit) for n in counts))
         x_ND = self._project(image, grids, keep_N)
@@ -223,20 +250,6 @@ class PatchEmbedder(nn.Module):
         else:
             x_ND = torch.cat([prefix_1D.to(x_ND.dtype), x_ND]).index_select(0, _with_prefix(layout).to(device))
         return Ragged(self.dropout(x_ND), layout)
-
-    def _kept(self, patches: Layout, draw_keys_B: Tensor | None) -> Tensor:
-        """Packed rows (of all real patches) that are kept, raster order within an image: int64 (N',). No synchronisation."""
-        if draw_keys_B is None:
-            raise ValueError("patch sampling needs the draw keys of the batch")
-        device = draw_keys_B.device
-        draws_BV = random.uniform(draw_keys_B, PATCHES, patches.max_len)
-        draws_BV = draws_BV.masked_fill(~patches.mask_BL(device), 2.0)
-        kept = Layout(tuple(min(n, self.patch_limit) for n in patches.lengths))
-        # stable, so that equal draws cannot bring two devices to different patches; short images sort their padding last
-        first_BK = draws_BV.argsort(dim=1, stable=True)[:, : self.patch_limit]
-        in_kept_BK = kept.mask_BL(device)[:, : self.patch_limit]
-        slots_BK = first_BK.masked_fill(~in_kept_BK, patches.max_len).sort(dim=1).values
-        return kept.pack(slots_BK) + patches.first_B(device).index_select(0, kept.sample_N(device))
 
     def _project(self, image: Pixels, grids: tuple[tuple[int, int], ...], keep_N: Tensor | None) -> Tensor:
         """Projected real patches (N, D). Cutting happens on the stored type (uint8): normalisation is done on what is kept."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmpretrain import random
-from mmpretrain.nn.embed import PatchEmbedder, TextEmbedder, bilinear
+from mmpretrain.nn.embed import PATCHES, PatchEmbedder, TextEmbedder, bilinear, sampled
 from mmpretrain.types import Pixels, Text
 
 SIZES = ((32, 24), (8, 40), (16, 16))
@@ -91,7 +91,7 @@ def test_sampling_is_uniform() -> None:
     embedder = PatchEmbedder(4, 8, 4, patch_limit=3).train()
     n = 4000
     image = Pixels(torch.zeros(n, 3, 16, 24, dtype=torch.uint8), ((16, 24),) * n, (0.0,) * 3, (1.0,) * 3)
-    kept = embedder._kept(_layout(n, 6), random.bits(torch.tensor([5]), 9, n)[0])
+    kept = sampled(_layout(n, 6), 3, random.bits(torch.tensor([5]), 9, n)[0], PATCHES)
     counts = torch.bincount(kept % 6, minlength=6).float() / n
     assert embedder(image, torch.arange(n)).layout.lengths == (4,) * n
     assert (counts - 0.5).abs().max() < 0.04
