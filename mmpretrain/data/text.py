@@ -122,20 +122,37 @@ class Tokenizer:
                 marks[number] = token.startswith(("Ġ", "▁"))
         return marks
 
-    def tokenize(self, text: str) -> Tokens:
-        """Ids with special tokens, at most ``max_tokens``, and the word of each (-1 for special tokens)."""
-        found = self.backend.encode(clean_text(text) if self.clean else text)
+    def tokenize(self, text: str, second: str | None = None) -> Tokens:
+        """Ids with special tokens, at most ``max_tokens``, and the word of each (-1 for special tokens).
+
+        With ``second`` a pair, as the tokenizer joins two texts (BERT: [CLS] first [SEP] second [SEP]), whose ``segments`` say which of the
+        two a token belongs to. A pair that is too long is cut at the end of the longer text, token by token.
+
+        Raises:
+            DataError: ``max_tokens`` leaves no room for a pair.
+        """
+        found = self._encode(text, second)
         ids, words, word, starts = found.ids, [], -1, True
         for number, special in zip(ids, found.special_tokens_mask, strict=True):
             if special:
                 words.append(-1)
+                starts = True  # whatever follows is a new word
                 continue
             mark = bool(self._marks[number])
-            if starts if self.style == "clip" else (mark or word < 0):
+            if starts or (mark and self.style != "clip"):
                 word += 1
-            starts = mark
+            starts = mark and self.style == "clip"
             words.append(word)
-        return Tokens(tuple(ids), tuple(words), text)
+        return Tokens(tuple(ids), tuple(words), text, _segments(found) if second is not None else None, second)
+
+    def _encode(self, text: str, second: str | None) -> Any:
+        if self.clean:
+            text, second = clean_text(text), None if second is None else clean_text(second)
+        if second is None:
+            return self.backend.encode(text)
+        if self.max_tokens < self.backend.num_special_tokens_to_add(True) + 2:
+            raise DataError(f"data.max_tokens={self.max_tokens} leaves no room for two texts beside the special tokens")
+        return self.backend.encode(text, second)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids; without special tokens and padding unless asked."""
@@ -194,6 +211,15 @@ class Tokenizer:
         from mmpretrain.data.tokenizer_files import save
 
         save(self, Path(folder))
+
+
+def _segments(found: Any) -> tuple[int, ...]:
+    """0 for the first text of a pair and its special tokens, 1 for the second; the tokens between the two belong to the first."""
+    texts = [number for number, owner in enumerate(found.sequence_ids) if owner == 1]
+    types = found.type_ids
+    if any(types) or not texts:  # the template of the tokenizer says (BERT), or the second text is empty
+        return tuple(types)
+    return tuple(int(number >= texts[0]) for number in range(len(types)))
 
 
 def clean_text(text: str) -> str:

@@ -194,3 +194,22 @@ def test_function_words_and_punctuation_are_known(kind):
     assert all(name in FUNCTION_WORDS or not any(c.isalnum() for c in name) for name in (n.lower() for n in names))
     pieces = {"wordpiece": "##s", "byte_bpe": "s", "clip": "s"}  # "s" is a function word only where it stands alone
     assert tokenizer.backend.token_to_id(pieces[kind]) not in tokenizer.vocabulary.function
+
+
+def test_pairs(tokenizer):
+    vocabulary, tokenizer = tokenizer.vocabulary, tokenizer.with_max_tokens(77)
+    for first, second in ((TEXTS[0], TEXTS[1]), (TEXTS[1], TEXTS[5]), (TEXTS[0], "")):
+        one, other, pair = tokenizer.tokenize(first), tokenizer.tokenize(second), tokenizer.tokenize(first, second)
+        assert one.segments is None and pair.second == second and len(pair.segments) == len(pair.ids) == len(pair.words)
+        assert pair.ids[: len(one.ids)] == one.ids and pair.words[: len(one.ids)] == one.words
+        assert pair.ids[-1] == vocabulary.sep and list(pair.segments) == sorted(pair.segments)
+        tail = len(other.ids) - 1  # without the first special token
+        assert pair.ids[len(pair.ids) - tail :] == other.ids[1:]
+        words = [word for word in pair.words if word >= 0]
+        assert words == sorted(words) and len(set(words)) == len({*one.words} - {-1}) + len({*other.words} - {-1})
+        assert not any(pair.segments[: len(one.ids)]) and (tail == 1 or set(pair.segments[len(pair.ids) - tail :]) == {1})
+    short = tokenizer.with_max_tokens(10)
+    cut = short.tokenize(" ".join(CORPUS[:3]), "a red circle")
+    assert len(cut.ids) == 10 and cut.ids[-1] == vocabulary.sep and sum(cut.segments) >= 2
+    with pytest.raises(DataError, match="leaves no room for two texts"):
+        tokenizer.with_max_tokens(4).tokenize("a", "b")
