@@ -1,7 +1,8 @@
 """Batches of samples of one shape: what a sample costs, by its lengths in the index, and where the batches of a window end.
 
 Nothing is read or decoded for it. Text tokens are counted from the bytes of the drawn text (``text_bytes`` bytes each, two more for the
-special tokens, at most ``data.max_tokens``), patches from height and width as the transform will make them, regions as they are counted.
+special tokens, at most ``data.max_tokens``), patches from height and width as the transform will make them, regions as they are counted, at
+most ``data.regions.most``. What is not read counts nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Buckets:
         window: batches of ``data.batch_size`` that are re-ordered together.
         tokens: a batch takes as many samples as fit: the longest of them times their number is at most so many tokens, over all ranks and
             micro-batches (UNITER's rule, arXiv 1909.11740: 10,240); None: batches of ``data.batch_size`` samples.
-        by: which lengths count: ``image``, ``text``, ``regions``.
+        by: which lengths count: ``image``, ``text``, ``regions``; each only where it is read.
         multiple: batches of a token budget have a multiple of so many samples, but for the last two of a window.
         text_bytes: bytes of text that make one token.
 
@@ -37,7 +38,7 @@ class Buckets:
 
     window: int = 16
     tokens: int | None = None
-    by: tuple[str, ...] = ("image", "text")
+    by: tuple[str, ...] = ("image", "text", "regions")
     multiple: int = 8
     text_bytes: float = 4.0
 
@@ -75,15 +76,22 @@ class Ruler:
         """What must be equal for batches to end at the same samples."""
         options, image = self.options, self.image
         size = f"{options.tokens} tokens in multiples of {options.multiple}" if options.tokens is not None else "batch_size"
+        by = [name for name in options.by if name != "regions" or any(one.reads_regions for one in self.units)]
         shapes = f"{image.mode} {image.size}/{image.multiple}, {self.max_tokens} tokens of {options.text_bytes:g} bytes"
-        return f"{'+'.join(options.by)} in windows of {options.window}, {size}; {shapes}"
+        most = {one.shown.regions.most for one in self.units if one.reads_regions}
+        shapes += f", {'/'.join(map(str, sorted(most)))} regions" if most else ""
+        return f"{'+'.join(by)} in windows of {options.window}, {size}; {shapes}"
 
     @property
     def longest(self) -> int:
         """What a sample can cost at most."""
-        parts = {"text": self.max_tokens, "image": self._patches(*self._largest())}
-        regions = max(one.most_regions for one in self.units) if "regions" in self.options.by else 0
-        return regions + sum(most for name, most in parts.items() if name in self.options.by)
+        patches = self._patches(*self._largest())
+
+        def of(one: Units) -> int:
+            most = {"text": self.max_tokens, "image": patches if one.shown.has_image else 0, "regions": one.most_regions}
+            return sum(most[name] for name in self.options.by)
+
+        return max(map(of, self.units))
 
     def _largest(self) -> tuple[int, int]:
         if self.image.mode != "vilt":

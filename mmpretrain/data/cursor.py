@@ -106,6 +106,7 @@ class Cursor:
             raise ResumeError(
                 f"data: the checkpoint was trained on a mixture of {', '.join(state['sources'])}; name these sources in data.train"
             )
+        state, identity = {"show": "image", **state}, {"show": "image", **self.identity}  # not written where it is this
         needed = ("version", "epoch", "samples", *(("window", "batch", "steps") if self.bucketed else ()), *self.identity)
         missing = [name for name in needed if name not in state]
         if "buckets" in state and "buckets" not in self.identity:
@@ -115,7 +116,7 @@ class Cursor:
         if missing or state["version"] != VERSION:
             reason = f"lacks {', '.join(missing)}" if missing else f"has version {state['version']}, this is {VERSION}"
             raise ResumeError(f"data: the saved position {reason}; it was written by another version of mmpretrain and cannot be continued")
-        for name, value in self.identity.items():
+        for name, value in identity.items():
             if state[name] == value:
                 continue
             if name not in ("fingerprint", "batch_size") or not self.allow_change:

@@ -13,15 +13,16 @@ from mmpretrain.data import working
 from mmpretrain.data.bad import CONSECUTIVE, record
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.draws import generator
-from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.feed import Feed, Item
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.regions import decode_regions
 from mmpretrain.data.text import Tokenizer
 from mmpretrain.data.track import Order, Place, Slots
 from mmpretrain.data.units import Units
 from mmpretrain.random import key_of
-from mmpretrain.types import Batch, Example, Preparer, Replaced, Sample, Tokens, Visual
+from mmpretrain.types import Batch, Example, Preparer, Regions, Replaced, Sample, Tokens, Visual
 
 
 class Source:
@@ -35,6 +36,7 @@ class Source:
         on_bad: ``stop`` with the error, or ``replace`` a sample that cannot be decoded by another one, drawn by its position.
         name: of the source in a mixture.
         preparers: name of an objective that reads this source -> its preparer.
+        region_width: values that the feature of a region must have; None: any number.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Source:
         on_bad: str = "stop",
         name: str = "",
         preparers: Mapping[str, Preparer] | None = None,
+        region_width: int | None = None,
     ) -> None:
+        self.region_width = region_width
         self.reader, self.units, self.tokenizer, self.transform = reader, units, tokenizer, transform
         self.on_bad, self.name, self.preparers = on_bad, name, dict(preparers or {})
 
@@ -57,6 +61,28 @@ class Source:
         except BadSample as error:
             raise BadSample.of(self.reader.paths[shard], sample.key, error) from None
 
+    def regions(self, shard: int, sample: Sample) -> Regions:
+        """The regions of a sample that are shown."""
+        try:
+            found = decode_regions(sample.regions or b"")
+        except BadSample as error:
+            raise BadSample.of(self.reader.paths[shard], sample.key, error) from None
+        place = named(str(self.reader.paths[shard]), sample.key)
+        if self.region_width is not None and found.features.shape[1] != self.region_width:
+            raise DataError(
+                f"{place}: its regions have {found.features.shape[1]} values, others have {self.region_width}; "
+                "make the regions of all shards by one extractor (mmpretrain data regions)"
+            )
+        try:
+            return self.units.shown.regions.choose(found)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+
+    def visual(self, shard: int, sample: Sample, rng: np.random.Generator | None) -> Visual:
+        """What is shown of a sample."""
+        image = self.picture(shard, sample, rng) if self.units.reads_image else None
+        return Visual(image, self.regions(shard, sample) if self.units.reads_regions else None)
+
     def texts(self, sample: Sample) -> Sequence[str]:
         return sample.captions if self.units.text_from == "captions" else [one.text for one in sample.statements]
 
@@ -65,20 +91,22 @@ class Source:
         place, own, number = self.units.resolve(shard, unit)
         draw.number = number
         reads, captions = self.units.reads, self.units.text_from == "captions"
-        sample = self.reader.read_at(shard, place, images=reads != "texts")
+        sample = self.reader.read_at(shard, place, self.units.reads_image, self.units.reads_regions)
         texts = self.texts(sample) if reads != "images" else ()
         chosen = own if own is not None else text
         if texts and chosen is None:
             chosen = int(draw.generator("caption").integers(len(texts))) if len(texts) > 1 else 0
+        visual = self.visual(shard, sample, draw.generator("augment") if draw.augment and self.units.reads_image else None)
         told = {"caption_index" if captions else "statement_index": chosen} if texts else {}
         return Example(
             key=sample.key,
             position=draw.position if draw.epoch >= 0 else -1,
             draw_key=draw.key,
             text=self.tokenizer.tokenize(texts[chosen]) if texts else None,
-            image=self.picture(shard, sample, draw.generator("augment") if draw.augment else None) if reads != "texts" else None,
+            image=visual.image,
             matched=captions or not texts or sample.statements[chosen].label,
             meta={**sample.meta, **told},
+            regions=visual.regions,
         )
 
     def must_have(self, what: str) -> None:
@@ -120,12 +148,12 @@ class PositionDraw:
         return self.source.units.usable(drawn + (drawn >= self.number))
 
     def other_visual(self, k: int) -> tuple[str, Visual]:
-        """(key, picture) of the k-th other sample, uniform over its source, never the sample itself."""
+        """(key, picture and regions) of the k-th other sample, uniform over its source, never the sample itself."""
         self.source.must_have("picture")
         rng = self.generator(f"other_image/{k}")
         shard, place = self._other(rng)
-        sample = self.source.reader.read_at(shard, place)
-        return sample.key, Visual(self.source.picture(shard, sample, rng if self.augment else None))
+        sample = self.source.reader.read_at(shard, place, self.source.units.reads_image, self.source.units.reads_regions)
+        return sample.key, self.source.visual(shard, sample, rng if self.augment else None)
 
     def other_text(self, k: int) -> tuple[str, Tokens]:
         """(key, one text) of the k-th other sample, uniform over its source, never the sample itself."""
@@ -136,8 +164,9 @@ class PositionDraw:
         texts = self.source.texts(sample)
         return sample.key, self.tokenize(texts[int(rng.integers(len(texts)))])
 
-    def tokenize(self, text: str) -> Tokens:
-        return self.source.tokenizer.tokenize(text)
+    def tokenize(self, text: str, second: str | None = None) -> Tokens:
+        """One text, or a pair."""
+        return self.source.tokenizer.tokenize(text, second)
 
 
 class Assembler:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.visual import SHOWS, RegionOptions
 
 PERIOD = 1 << 16  # longest period; a share is at least one part of it
 READS = ("pairs", "texts", "images")
@@ -32,6 +33,8 @@ class TrainSource:
         reads: ``pairs``: samples with a picture and a text; ``texts`` or ``images``: this alone is needed and read.
         text_from: ``captions`` or ``statements``; None: as ``data.text_from``.
         captions: ``sample`` or ``all``; None: as ``data.captions``.
+        show: ``image``, ``regions`` or ``both``; None: as ``data.show``.
+        regions: which regions; None: as ``data.regions``.
 
     Raises:
         DataError: an option out of its range.
@@ -43,12 +46,18 @@ class TrainSource:
     reads: Literal["pairs", "texts", "images"] = "pairs"
     text_from: Literal["captions", "statements"] | None = None
     captions: Literal["sample", "all"] | None = None
+    show: Literal["image", "regions", "both"] | None = None
+    regions: RegionOptions | None = None
 
     def __post_init__(self) -> None:
         if self.weight is not None and not (self.weight > 0 and math.isfinite(self.weight)):
             raise DataError(f"data.train: weight {self.weight} of {self.sources!r} must be positive; leave the source out instead")
         if self.max_epochs is not None and self.max_epochs < 1:
             raise DataError(f"data.train: max_epochs {self.max_epochs} of {self.sources!r} must be at least 1")
+        if isinstance(self.regions, Mapping):  # of a saved configuration
+            object.__setattr__(self, "regions", RegionOptions(**self.regions))
+        if self.show is not None and self.show not in SHOWS:
+            raise DataError(f"data.train: show {self.show!r} of {self.sources!r}; take one of {', '.join(SHOWS)}")
         if self.reads not in READS:
             raise DataError(f"data.train: reads {self.reads!r} of {self.sources!r}; take one of {', '.join(READS)}")
 

@@ -26,10 +26,12 @@ from mmpretrain.data.mixture_cursor import BatchMixtureCursor, SampleMixtureCurs
 from mmpretrain.data.plan import Plan, spread, val_slices
 from mmpretrain.data.position import PositionedData
 from mmpretrain.data.reader import ShardReader, open_reader
+from mmpretrain.data.regions_info import RegionsInfo
 from mmpretrain.data.retry import RemoteOptions
 from mmpretrain.data.text import TextOptions, Tokenizer
 from mmpretrain.data.training_set import Defaults, TrainingSet, specs_of
 from mmpretrain.data.units import Units
+from mmpretrain.data.visual import RegionOptions, Shown
 from mmpretrain.types import Preparer, Vocabulary
 
 _CURSORS: dict[str, type[Cursor]] = {"": Cursor, "sample": SampleMixtureCursor, "batch": BatchMixtureCursor}
@@ -48,6 +50,8 @@ class ShardData(PositionedData):
         image: the transform of pictures.
         captions: ``sample``: an epoch shows every sample once with one of its texts drawn; ``all``: every text of every sample once.
         text_from: ``captions``, or ``statements`` with their labels (a false one comes with ``matched=False``).
+        show: what is read of a sample's visual side: ``image``, ``regions`` (``KEY.regions.npz``; no picture is read then), or ``both``.
+        regions: which of them.
         seed: root of the order and of every draw.
         workers: processes that decode; None: as many as the machine allows; 0: decode in the training process.
         val_batch_size: samples of a validation batch of one rank.
@@ -76,6 +80,8 @@ class ShardData(PositionedData):
         image: ImageTransform = ImageTransform(),  # noqa: B008  (frozen)
         captions: Literal["sample", "all"] = "sample",
         text_from: Literal["captions", "statements"] = "captions",
+        show: Literal["image", "regions", "both"] = "image",
+        regions: RegionOptions = RegionOptions(),  # noqa: B008  (frozen)
         seed: int = 0,
         workers: int | None = None,
         val_batch_size: int = 64,
@@ -106,13 +112,17 @@ class ShardData(PositionedData):
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
         self.mix, self.buckets = mix, buckets
         self.open_reader = partial(open_reader, remote=remote, allow_pipe=allow_pipe)
-        self.set = TrainingSet(specs_of(train), Defaults(text_from, captions), temperature, self.open_reader)
+        self.set = TrainingSet(specs_of(train), Defaults(text_from, captions, Shown(show, regions)), temperature, self.open_reader)
         self.rank, self.world, self.accumulate, self.local_world = 0, 1, 1, 1
         self.preparers: dict[str, Preparer] = {}
         self.objective_sources: dict[str, tuple[str, ...] | None] = {}
         self.feed: Feed | None = None
         self._tokenizer: Tokenizer | None = None
         self._val: dict[str, ShardReader] = {}
+        self.regions_info: RegionsInfo | None = None  # what made the regions, known after ``setup``
+        self.region_width: int | None = None  # values of a region's feature, where regions are shown; known after ``setup``
+        for name in self.set.specs:
+            self.set.shown(name).check(image)
 
     # ---------------------------------------------------------------- facts
     @property
@@ -213,7 +223,10 @@ class ShardData(PositionedData):
             self._ask(self.trainer)
         if stage in (None, "fit") and self.feed is None:
             parts = self.set.parts()
-            regions_info.check_readers([*(part.units.reader for part in parts), *self.val_readers.values()])
+            self.regions_info = regions_info.check_readers([*(part.units.reader for part in parts), *self.val_readers.values()])
+            self.region_width = regions_info.feature_width(part.units for part in parts)
+            model = getattr(getattr(getattr(self.trainer, "lightning_module", None), "root", None), "model", None)
+            regions_info.check_model(getattr(model, "spec", None), self.region_width)
             self.feed = Feed(parts, self.mix, self.batch_size, self.seed, self.block, self.buckets, self.image, self.max_tokens)
             self.feed.check(self.world, self.accumulate)
             self.cursor = _CURSORS[self.feed.mix](self.feed, self.identity(), self.allow_data_change)
@@ -228,6 +241,7 @@ class ShardData(PositionedData):
             facts["sources"] = self.set.facts(self.feed.parts)
         else:
             facts = {"fingerprint": self.fingerprint, **facts, "captions": self.captions, "text_from": self.text_from}
+            facts |= {"show": shown.show} if (shown := self.set.shown("")).has_regions else {}
         return facts if self.feed.ruler is None else {**facts, "buckets": self.feed.ruler.identity}
 
     def _ask(self, trainer: pl.Trainer) -> None:
@@ -248,7 +262,7 @@ class ShardData(PositionedData):
         """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
         wanted = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
         preparers = {key: one for key, one in self.preparers.items() if key in wanted or key not in self.objective_sources}
-        return Source(reader, units, self.tokenizer, self.image, self.on_bad, name, preparers)
+        return Source(reader, units, self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width)
 
     def train_dataloader(self) -> working.Loader:
         """Items are tuples of micro-batches, one item per optimiser step; the length is that of a whole epoch."""

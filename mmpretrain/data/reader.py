@@ -18,7 +18,7 @@ import numpy as np
 
 from mmpretrain.data import working
 from mmpretrain.data.cache import unlock
-from mmpretrain.data.decode import TEXTS, assemble, limit
+from mmpretrain.data.decode import REGIONS, TEXTS, assemble, limit
 from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
 from mmpretrain.data.place import Remote, beside
@@ -163,11 +163,12 @@ class ShardReader:
         """How messages name a sample: shard and key."""
         return named(str(self.paths[shard]), self.indexes[shard].key(sample))
 
-    def read_at(self, shard: int, sample: int, images: bool = True) -> Sample:
+    def read_at(self, shard: int, sample: int, images: bool = True, regions: bool | None = None) -> Sample:
         """Sample ``sample`` of shard ``shard``.
 
         Args:
-            images: False reads only the texts; pictures are then empty bytes, regions None.
+            images: False leaves pictures out, which are then empty bytes.
+            regions: False leaves regions out, which are then None; None: as ``images``.
 
         Raises:
             BadSample: naming shard and key, where bytes differ from the index or texts break the rules.
@@ -175,11 +176,12 @@ class ShardReader:
         working.note(self.name(shard, sample))
         index = self.indexes[shard]
         wanted = index.members(sample)
-        pictures = {name: None for name, *_ in wanted if name not in TEXTS} if not images else {}
-        wanted = [entry for entry in wanted if entry[0] not in pictures]
+        read = {REGIONS: images if regions is None else regions, **dict.fromkeys(TEXTS, True)}
+        unread = {name: None for name, *_ in wanted if not read.get(name, images)}
+        wanted = [entry for entry in wanted if entry[0] not in unread]
         try:
             members = self._members(shard, wanted)
-            return assemble(index.key(sample), {**members, **pictures})
+            return assemble(index.key(sample), {**members, **unread})
         except BadSample as error:
             raise BadSample.of(self.paths[shard], index.key(sample), error) from None
         except OSError as error:

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmpretrain.data.cache import write_atomic
-from mmpretrain.data.errors import DataError
+from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.regions import region_counts
+from mmpretrain.data.units import Units
+from mmpretrain.types import Spec
 
 NAME = "regions.json"
 VERSION = 1
 _MOST = 16 << 20  # bytes
+_TRIED = 100  # samples of a set whose regions are looked at for their width
 
 
 class Group(NamedTuple):
@@ -120,6 +124,49 @@ def check_readers(readers: Iterable[ShardReader]) -> RegionsInfo | None:
         DataError: shards of different extractors, naming their folders.
     """
     return _one(_beside(readers))
+
+
+def feature_width(sets: Iterable[Units]) -> int | None:
+    """Values of a region's feature in all sets that show regions, by the header of the first sample of each; None where none does.
+
+    Raises:
+        DataError: two sets differ, naming a shard of each.
+    """
+    first: tuple[str, int] | None = None
+    for units in sets:
+        found = _width(units) if units.reads_regions else None
+        if found is not None and first is not None and found[1] != first[1]:
+            raise DataError(
+                f"{found[0]}: its regions have {found[1]} values, those of {first[0]} have {first[1]}; "
+                "make the regions of all shards by one extractor (mmpretrain data regions)"
+            )
+        first = first or found
+    return first[1] if first else None
+
+
+def check_model(spec: Spec | None, width: int | None) -> None:
+    """That a model can take the regions that are shown: ``width`` values each, None where none are.
+
+    Raises:
+        DataError: naming the option.
+    """
+    wanted = spec.feature_width if spec is not None else None
+    if wanted is not None and width is None:
+        raise DataError(f"data: the model takes regions (of {wanted} values), but none are read: set data.show=regions")
+    if wanted is not None and wanted != width:
+        raise DataError(f"data: the regions have {width} values, but the model takes {wanted}: set its feature width to {width}")
+
+
+def _width(units: Units) -> tuple[str, int] | None:
+    """(shard, width) of the first usable sample whose regions can be read."""
+    for number in range(min(units.samples, _TRIED)):
+        shard, place = units.usable(number)
+        try:
+            data = units.reader.read_at(shard, place, images=False, regions=True).regions
+            return str(units.reader.paths[shard]), region_counts(data or b"")[1]
+        except BadSample:
+            continue
+    return None
 
 
 def _beside(readers: Iterable[ShardReader]) -> Iterator[tuple[Path | str, RegionsInfo | None]]:

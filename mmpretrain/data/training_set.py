@@ -14,6 +14,7 @@ from mmpretrain.data.mixture import TrainSource, shares
 from mmpretrain.data.quarantine import Quarantine
 from mmpretrain.data.reader import ShardReader, open_reader
 from mmpretrain.data.units import Units
+from mmpretrain.data.visual import Shown
 
 Train = str | list[str] | dict[str, TrainSource]
 
@@ -23,6 +24,7 @@ class Defaults(NamedTuple):
 
     text_from: str
     captions: str
+    shown: Shown = Shown()
 
 
 def specs_of(train: str | Iterable[str] | Mapping[str, Any]) -> dict[str, TrainSource]:
@@ -110,6 +112,10 @@ class TrainingSet:
     def captions(self, name: str) -> str:
         return self.specs[name].captions or self.defaults.captions
 
+    def shown(self, name: str) -> Shown:
+        own, default = self.specs[name], self.defaults.shown
+        return Shown(own.show or default.show, own.regions or default.regions)
+
     def units_of(self, name: str) -> Units:
         """The units of a source.
 
@@ -119,15 +125,15 @@ class TrainingSet:
         if name not in self._units:
             every = self.captions(name) == "all"
             left_out = self.quarantine_of(name).samples
-            self._units[name] = Units(self.reader_of(name), self.text_from(name), every, self.specs[name].reads, left_out)
+            self._units[name] = Units(self.reader_of(name), self.text_from(name), every, self.specs[name].reads, left_out, self.shown(name))
         return self._units[name]
 
     def val_units(self, name: str, reader: ShardReader) -> Units:
         """The units of a validation set, without what is in quarantine: read as the training source of its name, else as pairs."""
         left_out = quarantine.of(reader).samples
         if name in self.specs:
-            return Units(reader, self.text_from(name), reads=self.specs[name].reads, quarantine=left_out)
-        return Units(reader, self.defaults.text_from, quarantine=left_out)
+            return Units(reader, self.text_from(name), False, self.specs[name].reads, left_out, self.shown(name))
+        return Units(reader, self.defaults.text_from, quarantine=left_out, shown=self.defaults.shown)
 
     def parts(self) -> list[Part]:
         """What the run is fed with."""
@@ -140,6 +146,7 @@ class TrainingSet:
         found = {}
         for part in parts:
             kind = f"{part.units.reads}/{part.units.text_from}/{'all' if part.units.every_text else 'sample'}"
+            kind += f"/{part.units.shown.show}" if part.units.reads_regions else ""
             found[part.name] = {"as": kind, "shards": self.fingerprint_of(part.name)[:12], "weight": round(part.share, 6)}
             found[part.name] |= {"max_epochs": part.max_epochs} if part.max_epochs is not None else {}
         return found
@@ -192,7 +199,7 @@ class TrainingSet:
         text, named = "", f" of {part.name}" if part.name else ""
         if part.units.left_out:
             problem = next((problem for index in part.units.reader.indexes for problem in index.problems), None)
-            lack = part.units.wants.replace("a picture and", "a picture or")
+            lack = part.units.wants.replace(" and ", " or ")
             text += f"; {part.units.left_out} samples{named} lack {lack} and are left out" + (f" ({problem})" if problem else "")
         if part.units.quarantined:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in self.quarantine_of(part.name).reasons.most_common(3))

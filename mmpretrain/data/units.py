@@ -16,6 +16,7 @@ from mmpretrain.data.draws import drawn
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.visual import Shown
 
 TEXTS = ("captions", "statements")
 _KEPT = 64  # tables of shards in memory
@@ -33,7 +34,8 @@ class Units:
         reader: of the shards.
         text_from: ``captions`` or ``statements``.
         every_text: one unit per text rather than per sample.
-        reads: ``pairs``: a sample needs a picture and a text; ``texts``, ``images``: this alone is needed and read.
+        reads: ``pairs``: a sample needs what is shown of it and a text; ``texts``, ``images``: this alone is needed and read.
+        shown: of the visual side of a sample: its picture, its regions or both.
         quarantine: shard -> numbers of its samples that are left out, ascending; see ``data.quarantine``.
 
     Raises:
@@ -47,10 +49,11 @@ class Units:
         every_text: bool = False,
         reads: str = "pairs",
         quarantine: Mapping[int, np.ndarray] | None = None,
+        shown: Shown = Shown(),  # noqa: B008  (immutable)
     ) -> None:
         if text_from not in TEXTS:
             raise DataError(f"data.text_from is {text_from!r}; take one of {', '.join(TEXTS)}")
-        self.reader, self.text_from, self.reads = reader, text_from, reads
+        self.reader, self.text_from, self.reads, self.shown = reader, text_from, reads, shown
         self.every_text = every_text and reads != "images"
         self.quarantine = dict(quarantine or {})
         self._tables: OrderedDict[int, _Table] = OrderedDict()
@@ -69,13 +72,26 @@ class Units:
     @property
     def wants(self) -> str:
         """What a sample needs, in words."""
-        return {"pairs": f"a picture and {self.text_from}", "texts": self.text_from, "images": "a picture"}[self.reads]
+        seen = self.shown.wants
+        return {"pairs": f"{seen} and {self.text_from}", "texts": self.text_from, "images": seen.replace(", ", " and ")}[self.reads]
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether pictures are read."""
+        return self.reads != "texts" and self.shown.has_image
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether regions are read."""
+        return self.reads != "texts" and self.shown.has_regions
 
     def _nothing(self) -> str:
         indexes = self.reader.indexes
         other = TEXTS[1 - TEXTS.index(self.text_from)]
         has = sum(int(np.count_nonzero(getattr(index, f"{other}_S"))) for index in indexes) if self.reads != "images" else 0
         hint = f"{has} samples have {other}: set data.text_from={other}" if has else "a sample is KEY.jpg|png|webp with KEY.txt or KEY.json"
+        if self.reads_regions and not any(index.regions_S.any() for index in indexes):
+            hint = "none of them has KEY.regions.npz: mmpretrain data regions makes them (docs/regions.md)"
         hint = f"all {self.quarantined} others are in quarantine.jsonl" if self.quarantined else hint
         problem = next((f" ({problem})" for index in indexes for problem in index.problems), "")
         return f"data: no sample of {self.reader.paths[0].parent} has {self.wants}; {hint}{problem}"
@@ -83,8 +99,10 @@ class Units:
     def _usable(self, shard: int, index: ShardIndex) -> np.ndarray:
         """Which samples of a shard are used: bool."""
         found = np.ones(len(index), dtype=bool)
-        if self.reads != "texts":
+        if self.reads_image:
             found &= np.asarray(index.images_S) > 0
+        if self.reads_regions:
+            found &= np.asarray(index.regions_S) > 0
         if self.reads != "images":
             found &= self._texts(index) > 0
         if shard in self.quarantine:
@@ -100,7 +118,11 @@ class Units:
         usable = self._usable(shard, index)
         samples = int(np.count_nonzero(usable))
         units = int(self._texts(index)[usable].sum(dtype=np.int64)) if self.every_text else samples
-        return samples, units, int(np.asarray(index.regions_S).max(initial=0))
+        return samples, units, int(self._regions(index).max(initial=0))
+
+    def _regions(self, index: ShardIndex) -> np.ndarray:
+        """How many regions of each sample are shown, at most."""
+        return np.minimum(index.regions_S, self.shown.regions.most) if self.reads_regions else np.zeros(len(index), dtype=np.int64)
 
     def _table(self, shard: int) -> _Table:
         if shard not in self._tables:
@@ -132,7 +154,8 @@ class Units:
 
     def lengths(self, shard: int, units: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Of units of one shard, from the index alone: int64 (5, units), the rows height and width of the picture, bytes of the text,
-        number of regions, and the number of the text (-1 without one).
+        number of regions, and the number of the text (-1 without one); 0 for what is not read. Regions are counted without a look at their
+        scores: with ``min_score`` there may be fewer.
 
         Args:
             keys: uint64, one per unit, of the drawn text where a unit is a sample with several.
@@ -141,8 +164,9 @@ class Units:
         row = np.searchsorted(table.ends, units, side="right")
         sample = table.samples[row]
         found = np.zeros((5, len(units)), dtype=np.int64)
-        if self.reads != "texts":
-            found[0], found[1], found[3] = index.heights_S[sample], index.widths_S[sample], index.regions_S[sample]
+        if self.reads_image:
+            found[0], found[1] = index.heights_S[sample], index.widths_S[sample]
+        found[3] = self._regions(index)[sample]
         if self.reads == "images":
             found[4] = -1
             return found

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+from helpers.shards import sample, write_tar
+
+from mmpretrain.data.regions import encode_regions
 from mmpretrain.types import Regions
 
 
@@ -28,3 +33,35 @@ def arrays(count: int = 4, width: int = 5, size: tuple[int, int] = (48, 64), see
 def made(count: int = 4, width: int = 5, seed: int = 0) -> Regions:
     """Regions with every array."""
     return Regions(**arrays(count, width, seed=seed))
+
+
+def count_of(number: int) -> int:
+    """Regions of sample ``number`` in :func:`write_regions`."""
+    return 1 + (7 * number) % 5
+
+
+def of_sample(number: int, width: int = 5, drop: tuple[str, ...] = ()) -> Regions:
+    """The regions of sample ``number``, each with features of its own, without the arrays ``drop``."""
+    found = made(count_of(number), width, seed=number)
+    return found._replace(**dict.fromkeys(drop))
+
+
+def write_regions(
+    folder: Path,
+    sizes: Sequence[int] = (5, 4, 3),
+    width: int = 5,
+    image: bool = True,
+    drop: tuple[str, ...] = (),
+    without: tuple[int, ...] = (),
+) -> Path:
+    """Shards as those of ``helpers.shards.write_shards`` with regions; ``without``: samples that have none."""
+    number = 0
+    for shard, size in enumerate(sizes):
+        members = []
+        for n in range(number, number + size):
+            own = [member for member in sample(n) if image or not member[0].endswith(".png")]
+            more = [(f"k{n:05d}.regions.npz", encode_regions(of_sample(n, width, drop)))] if n not in without else []
+            members += [*own, *more]
+        write_tar(folder / f"{shard:05d}.tar", members)
+        number += size
+    return folder
