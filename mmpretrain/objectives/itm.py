@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,28 +16,11 @@ from torch.nn import functional as F
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.precision import full_precision, scalar, wide
-from mmpretrain.types import Batch, Collate, Draw, Example, Pixels, Score, Spec, Text, Tokens, Vocabulary
+from mmpretrain.objectives.swaps import Swap, Swaps, beside, collated, swapped
+from mmpretrain.types import Batch, Collate, Draw, Example, Score, Spec, Tokens, Visual, Vocabulary
 
 KINDS = ("matched", "label", "image", "text", "edit")  # codes of Swaps.kinds_B; the first is the only positive
 _TRIES = 64
-
-
-class Swap(NamedTuple):
-    """What the preparer decided for one sample."""
-
-    kind: int  # index into KINDS
-    image: Tensor | None = None  # the image that replaces the true one
-    text: Tokens | None = None  # the text that replaces the true one
-
-
-class Swaps(NamedTuple):
-    """The replaced rows of a batch; everything else stays where it is."""
-
-    kinds_B: Tensor  # int64, index into KINDS
-    image_rows: tuple[int, ...] = ()
-    images: Pixels | None = None
-    text_rows: tuple[int, ...] = ()
-    texts: Text | None = None
 
 
 class ITMPreparer(NamedTuple):
@@ -72,20 +56,13 @@ class ITMPreparer(NamedTuple):
                 return Swap(KINDS.index("edit"), text=edited)
             kind = "text"
         if kind == "image":
-            return Swap(KINDS.index("image"), image=_other_image(example, draw))
+            other = _other_visual(example, draw)
+            return Swap(KINDS.index("image"), other.image, regions=other.regions)
         return Swap(KINDS.index("text"), text=_other_text(example, draw))
 
     def collate(self, values: Sequence[Swap], collate: Collate) -> Swaps:
         """Stack the replaced rows only."""
-        image_rows = tuple(row for row, swap in enumerate(values) if swap.image is not None)
-        text_rows = tuple(row for row, swap in enumerate(values) if swap.text is not None)
-        return Swaps(
-            torch.tensor([swap.kind for swap in values], dtype=torch.int64),
-            image_rows,
-            collate.pixels([values[row].image for row in image_rows]) if image_rows else None,
-            text_rows,
-            collate.text([values[row].text for row in text_rows]) if text_rows else None,
-        )
+        return collated(values, collate)
 
 
 def _edit(example: Example, draw: Draw, permutation: Any) -> Tokens | None:
@@ -101,15 +78,22 @@ def _edit(example: Example, draw: Draw, permutation: Any) -> Tokens | None:
     return None
 
 
-def _other_image(example: Example, draw: Draw) -> Tensor:
-    if example.image is None:
-        raise ValueError(f"ITM: sample {example.key!r} has no image to replace; name the sources with images in `sources`")
+def _other_visual(example: Example, draw: Draw) -> Visual:
+    """What another sample shows: a picture, regions or both, as this sample."""
+    if example.image is None and example.regions is None:
+        raise ValueError(f"ITM: sample {example.key!r} has no image or regions to replace; name the sources that have them in `sources`")
     for k in range(_TRIES):
         key, other = draw.other_visual(k)
-        image = other.image
-        if key != example.key and not torch.equal(image, example.image):
-            return image
+        if key != example.key and not _same(other, example.visual):
+            return other
     raise ValueError(f"ITM: {_TRIES} draws gave no image that differs from that of {example.key!r}; the data need more images")
+
+
+def _same(one: Visual, other: Visual) -> bool:
+    """Whether two samples show the same: the same picture, or, where there are none, the same regions."""
+    if one.image is not None:
+        return torch.equal(one.image, other.image)
+    return np.array_equal(one.regions.features, other.regions.features) and np.array_equal(one.regions.boxes, other.regions.boxes)
 
 
 def _other_text(example: Example, draw: Draw) -> Tokens:
@@ -123,11 +107,14 @@ def _other_text(example: Example, draw: Draw) -> Tokens:
 
 
 class MatchHead(nn.Linear):
-    """Width -> two logits (0: no match, 1: match). Weights from N(0, 0.02), bias 0, as in ViLT's code."""
+    """Width -> logits (0: no match, 1: match). Weights from N(0, 0.02), bias 0, as in ViLT's code; ``dropout`` in front of them."""
 
-    def __init__(self, width: int, std: float = 0.02) -> None:
-        self.std = std
-        super().__init__(width, 2)
+    def __init__(self, width: int, std: float = 0.02, dropout: float = 0.0, classes: int = 2) -> None:
+        self.std, self.dropout = std, dropout
+        super().__init__(width, classes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.dropout(input, self.dropout, self.training) if self.dropout else input)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)
@@ -138,9 +125,9 @@ class ITM(Objective):
     """Binary cross-entropy over two logits of the pooled state; index 1 means match.
 
     Args:
-        negatives: kind -> weight of the draw. ``image``: another image, uniform over the whole set (ViLT); ``text``: another caption;
-            ``edit``: a minimal edit of the caption (``meta["edits"]``), or another caption where there is none.
-            Empty: only the labels of the data. None: ``{"image": 1.0}``.
+        negatives: kind -> weight of the draw. ``image``: another image, or its regions, or both, as samples have them, uniform over the
+            whole set (ViLT); ``text``: another caption; ``edit``: a minimal edit of the caption (``meta["edits"]``), or another caption
+            where there is none. Empty: only the labels of the data. None: ``{"image": 1.0}``.
         head_std: of the head's normal initialisation; as for ViLT's pooler, a narrow model wants about 1 / sqrt(width).
         both: every sample takes part twice, as it is and with its negative (ALBEF, arXiv 2107.07651, pairs each sample with negatives too):
             twice the forward, and true and false differ in the replaced part alone. Wants a view of its own, WPA aside.
@@ -187,22 +174,17 @@ class ITM(Objective):
         if vocabulary is not None:
             self.pad = vocabulary.pad
         if self.head is None:
-            self.head = MatchHead(spec.width, self.head_std)
+            self.head = MatchHead(spec.pooled_width or spec.width, self.head_std, spec.pooled_dropout)
 
     def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
-        """Put the drawn images and texts into the batch, or into copies of their samples behind it (``both``), and set ``matched_B``."""
+        """Put what was drawn into the batch, or into copies of its samples behind it (``both``), and set ``matched_B``."""
         swaps = batch.targets.get(self.name)
         if not isinstance(swaps, Swaps):
             raise ValueError(f"{self.name}: the batch has no negatives; its preparer must run in the loader under the name {self.name!r}")
         if self.both:
-            batch, swaps = _beside(batch, swaps)
+            batch, swaps = beside(batch, swaps)
             batch = batch._replace(targets={**batch.targets, self.name: swaps})
-        text, image = batch.text, batch.image
-        if swaps.texts is not None:
-            text = replace_texts(text, swaps.text_rows, swaps.texts, self.pad)
-        if swaps.images is not None:
-            image = replace_images(image, swaps.image_rows, swaps.images)
-        return batch._replace(text=text, image=image, matched_B=swaps.kinds_B == 0)
+        return swapped(batch, swaps, self.pad)._replace(matched_B=swaps.kinds_B == 0)
 
     def count(self, batch: Batch) -> Tensor:
         """Number of samples."""
@@ -237,64 +219,3 @@ class ITM(Objective):
                     of_kind_B = (swaps.kinds_B == code).float()
                     stats[f"accuracy_{kind}"] = ((right_B * of_kind_B).sum(), of_kind_B.sum())
         return Score(total, count, stats)
-
-
-def _beside(batch: Batch, swaps: Swaps) -> tuple[Batch, Swaps]:
-    """Copies of the samples that have a negative, behind the batch, and the swaps moved to the copies."""
-    replaced = sorted({*swaps.image_rows, *swaps.text_rows})
-    place = {row: batch.size + i for i, row in enumerate(replaced)}
-    order = (*range(batch.size), *replaced)
-    index_R = _rows(order, batch.draw_keys_B.device)
-    text, image = batch.text, batch.image
-    if text is not None:
-        fields = (None if x is None else x.index_select(0, index_R) for x in (text.ids_BT, text.words_BT, text.segments_BT))
-        ids_RT, words_RT, segments_RT = fields
-        assert ids_RT is not None
-        text = Text(ids_RT, tuple(text.lengths[row] for row in order), words_RT, segments_RT)
-    if image is not None:
-        sizes = tuple(image.sizes[row] for row in order)
-        image = image._replace(pixels_BCHW=image.pixels_BCHW.index_select(0, index_R), sizes=sizes)
-    kinds_B = swaps.kinds_B.index_select(0, index_R)
-    kinds_B[_rows(tuple(replaced), kinds_B.device)] = 0  # the samples themselves match
-    doubled = batch._replace(
-        keys=tuple(batch.keys[row] for row in order), draw_keys_B=batch.draw_keys_B.index_select(0, index_R), text=text, image=image
-    )
-    rows = (tuple(place[row] for row in of) for of in (swaps.image_rows, swaps.text_rows))
-    return doubled, swaps._replace(kinds_B=kinds_B, image_rows=next(rows), text_rows=next(rows))
-
-
-def _rows(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
-
-
-def replace_texts(base: Text, rows: tuple[int, ...], new: Text, pad: int) -> Text:
-    """``base`` with the texts ``rows`` replaced, padded to the longest one that is left."""
-    lengths = list(base.lengths)
-    for row, length in zip(rows, new.lengths, strict=True):
-        lengths[row] = length
-    width, index_R = max(lengths), _rows(rows, base.ids_BT.device)
-
-    def put(base_BT: Tensor | None, new_RT: Tensor | None, value: int) -> Tensor | None:
-        if base_BT is None or new_RT is None:
-            return None
-        fitted = (F.pad(x[:, :width], (0, max(0, width - x.shape[1])), value=value) for x in (base_BT, new_RT))
-        return next(fitted).index_copy(0, index_R, next(fitted))
-
-    return Text(
-        put(base.ids_BT, new.ids_BT, pad), tuple(lengths), put(base.words_BT, new.words_BT, -1), put(base.segments_BT, new.segments_BT, 0)
-    )
-
-
-def replace_images(base: Pixels, rows: tuple[int, ...], new: Pixels) -> Pixels:
-    """``base`` with the images ``rows`` replaced, padded to the largest height and width that are left."""
-    sizes = list(base.sizes)
-    for row, size in zip(rows, new.sizes, strict=True):
-        sizes[row] = size
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-
-    def fit(x: Tensor) -> Tensor:
-        x = x[:, :, :height, :width]
-        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
-
-    index_R = _rows(rows, base.pixels_BCHW.device)
-    return base._replace(pixels_BCHW=fit(base.pixels_BCHW).index_copy(0, index_R, fit(new.pixels_BCHW)), sizes=tuple(sizes))

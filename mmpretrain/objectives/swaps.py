@@ -1,0 +1,163 @@
+"""Rows of a batch exchanged or repeated: what image-text matching puts in the place of a sample's picture, regions or text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmpretrain.types import Batch, Collate, Pixels, RegionBatch, Regions, Text, Tokens
+
+_PER_SAMPLE = ("global_BF",)  # of a RegionBatch; every other tensor has one row for each region
+
+
+class Swap(NamedTuple):
+    """What a preparer decided for one sample. The picture and the regions that replace the true ones are of one other sample."""
+
+    kind: int  # what was replaced, by the codes of the objective; 0: nothing
+    image: Tensor | None = None  # the picture that replaces the true one
+    text: Tokens | None = None  # the text that replaces the true one
+    regions: Regions | None = None  # the regions that replace the true ones
+
+
+class Swaps(NamedTuple):
+    """The replaced rows of a batch; everything else stays where it is."""
+
+    kinds_B: Tensor  # int64
+    image_rows: tuple[int, ...] = ()  # samples with another picture, other regions, or both
+    images: Pixels | None = None
+    text_rows: tuple[int, ...] = ()
+    texts: Text | None = None
+    regions: RegionBatch | None = None
+
+
+def collated(values: Sequence[Swap], collate: Collate) -> Swaps:
+    """The replaced rows of a batch, stacked."""
+    image_rows = tuple(row for row, swap in enumerate(values) if swap.image is not None or swap.regions is not None)
+    text_rows = tuple(row for row, swap in enumerate(values) if swap.text is not None)
+    images = [values[row].image for row in image_rows]
+    regions = [values[row].regions for row in image_rows]
+    return Swaps(
+        torch.tensor([swap.kind for swap in values], dtype=torch.int64),
+        image_rows,
+        collate.pixels(images) if images and images[0] is not None else None,
+        text_rows,
+        collate.text([values[row].text for row in text_rows]) if text_rows else None,
+        collate.regions(regions) if regions and regions[0] is not None else None,
+    )
+
+
+def swapped(batch: Batch, swaps: Swaps, pad: int) -> Batch:
+    """``batch`` with the replaced rows in their places; its own tensors are left alone. ``pad``: id of text padding."""
+    text, image, regions = batch.text, batch.image, batch.regions
+    if swaps.texts is not None:
+        text = replace_texts(text, swaps.text_rows, swaps.texts, pad)
+    if swaps.images is not None:
+        image = replace_images(image, swaps.image_rows, swaps.images)
+    if swaps.regions is not None:
+        regions = replace_regions(regions, swaps.image_rows, swaps.regions)
+    return batch._replace(text=text, image=image, regions=regions)
+
+
+def beside(batch: Batch, swaps: Swaps) -> tuple[Batch, Swaps]:
+    """Copies of the samples that have a negative, behind the batch, and the swaps moved to the copies."""
+    replaced = sorted({*swaps.image_rows, *swaps.text_rows})
+    place = {row: batch.size + i for i, row in enumerate(replaced)}
+    order = (*range(batch.size), *replaced)
+    index_R = _rows(order, batch.draw_keys_B.device)
+    text, image = batch.text, batch.image
+    if text is not None:
+        fields = (None if x is None else x.index_select(0, index_R) for x in (text.ids_BT, text.words_BT, text.segments_BT))
+        ids_RT, words_RT, segments_RT = fields
+        assert ids_RT is not None
+        text = Text(ids_RT, tuple(text.lengths[row] for row in order), words_RT, segments_RT)
+    if image is not None:
+        sizes = tuple(image.sizes[row] for row in order)
+        image = image._replace(pixels_BCHW=image.pixels_BCHW.index_select(0, index_R), sizes=sizes)
+    regions = None if batch.regions is None else select_rows(batch.regions, order)
+    kinds_B = swaps.kinds_B.index_select(0, index_R)
+    kinds_B[_rows(tuple(replaced), kinds_B.device)] = 0  # the samples themselves match
+    doubled = batch._replace(
+        keys=tuple(batch.keys[row] for row in order),
+        draw_keys_B=batch.draw_keys_B.index_select(0, index_R),
+        text=text,
+        image=image,
+        regions=regions,
+    )
+    rows = (tuple(place[row] for row in of) for of in (swaps.image_rows, swaps.text_rows))
+    return doubled, swaps._replace(kinds_B=kinds_B, image_rows=next(rows), text_rows=next(rows))
+
+
+def _rows(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def replace_texts(base: Text, rows: tuple[int, ...], new: Text, pad: int) -> Text:
+    """``base`` with the texts ``rows`` replaced, padded to the longest one that is left."""
+    lengths = list(base.lengths)
+    for row, length in zip(rows, new.lengths, strict=True):
+        lengths[row] = length
+    width, index_R = max(lengths), _rows(rows, base.ids_BT.device)
+
+    def put(base_BT: Tensor | None, new_RT: Tensor | None, value: int) -> Tensor | None:
+        if base_BT is None or new_RT is None:
+            return None
+        fitted = (F.pad(x[:, :width], (0, max(0, width - x.shape[1])), value=value) for x in (base_BT, new_RT))
+        return next(fitted).index_copy(0, index_R, next(fitted))
+
+    segments = [base.segments_BT, new.segments_BT]
+    if any(x is not None for x in segments):  # those that have none are all 0
+        segments = [torch.zeros_like(x.ids_BT) if x.segments_BT is None else x.segments_BT for x in (base, new)]
+    return Text(put(base.ids_BT, new.ids_BT, pad), tuple(lengths), put(base.words_BT, new.words_BT, -1), put(*segments, 0))
+
+
+def replace_images(base: Pixels, rows: tuple[int, ...], new: Pixels) -> Pixels:
+    """``base`` with the images ``rows`` replaced, padded to the largest height and width that are left."""
+    sizes = list(base.sizes)
+    for row, size in zip(rows, new.sizes, strict=True):
+        sizes[row] = size
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+
+    def fit(x: Tensor) -> Tensor:
+        x = x[:, :, :height, :width]
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+    index_R = _rows(rows, base.pixels_BCHW.device)
+    return base._replace(pixels_BCHW=fit(base.pixels_BCHW).index_copy(0, index_R, fit(new.pixels_BCHW)), sizes=tuple(sizes))
+
+
+def select_rows(base: RegionBatch, rows: Sequence[int]) -> RegionBatch:
+    """The regions of some samples, in the given order, repeats allowed."""
+    ends = np.cumsum(base.lengths)
+    packed = np.concatenate([np.arange(ends[row] - base.lengths[row], ends[row]) for row in rows])
+    index_N, index_B = (torch.tensor(list(x), dtype=torch.int64).to(base.features_NF.device, non_blocking=True) for x in (packed, rows))
+    tensors = {
+        name: x.index_select(0, index_B if name in _PER_SAMPLE else index_N) for name, x in base._asdict().items() if isinstance(x, Tensor)
+    }
+    lengths, sizes = tuple(base.lengths[row] for row in rows), tuple(base.sizes[row] for row in rows)
+    return base._replace(**tensors, lengths=lengths, sizes=sizes)
+
+
+def replace_regions(base: RegionBatch, rows: tuple[int, ...], new: RegionBatch) -> RegionBatch:
+    """``base`` with the regions of the samples ``rows`` replaced. An array that one of the two lacks is left out.
+
+    Raises:
+        ValueError: regions of ``base`` are masked already, or its features are of another width.
+    """
+    if base.chosen_N is not None or base.removed_N is not None or base.delta_NF is not None:
+        raise ValueError("regions are masked before they are replaced: put ITM before the masking objective, or give it its own view")
+    if base.features_NF.shape[1] != new.features_NF.shape[1]:
+        raise ValueError(f"regions of {new.features_NF.shape[1]} values cannot replace those of {base.features_NF.shape[1]}")
+    order = list(range(len(base.lengths)))
+    for place, row in enumerate(rows, len(base.lengths)):
+        order[row] = place
+    tensors: dict[str, Any] = {
+        name: torch.cat((mine, theirs)) if isinstance(mine, Tensor) and isinstance(theirs, Tensor) else None
+        for name, mine, theirs in zip(base._fields, base, new, strict=True)
+    }
+    both = RegionBatch(**{**tensors, "lengths": base.lengths + new.lengths, "sizes": base.sizes + new.sizes})
+    return select_rows(both, order)
