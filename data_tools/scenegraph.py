@@ -18,12 +18,12 @@ from typing import Any
 
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.scenegraph_parse import Graph, parse
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools.common import table, tool_parser
 from mmpretrain.data_tools.engine import options_of, run, stamp
 from mmpretrain.data_tools.indexing import index
 from mmpretrain.data_tools.rewrite import STATE, Row, rewrite
-from mmpretrain.data_tools.scenegraph_parse import Graph, parse
 from mmpretrain.data_tools.shards import SHARD_SIZE, fresh_folder
 
 FROM = ("auto", "annotations", "parser")

@@ -10,8 +10,8 @@ from helpers.shards import picture, write_tar
 from mmpretrain.cli.data import run as data
 from mmpretrain.cli.errors import UserError
 from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.scenegraph_parse import parse
 from mmpretrain.data_tools.scenegraph import from_annotations
-from mmpretrain.data_tools.scenegraph_parse import parse
 from mmpretrain.data_tools.scenes_captions import captions
 from mmpretrain.data_tools.scenes_logic import Relation
 from mmpretrain.data_tools.scenes_samples import VERSION
