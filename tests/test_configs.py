@@ -81,7 +81,7 @@ def test_the_parameters_in_the_header_are_those_of_the_module(recipe):
 def test_the_parameters_of_a_size_are_those_of_the_model(size):
     first = (ROOT / size).read_text().splitlines()[0]
     said = int(first.rpartition("Parameters: ")[2].replace(",", ""))
-    recipe = "vilt.yaml" if Path(size).name.startswith("vilt") else "clip.yaml"
+    recipe = "clip.yaml" if Path(size).name.startswith("clip") else "vilt.yaml"
     lower = [name for name in layer([recipe]).files if "sizes" not in str(name)]
     files = [str(path) for path in lower if path.name == "base.yaml"] + [size, _objectives(recipe)]
     assert count(root_on_meta(files).model) == said
