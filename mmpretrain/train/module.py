@@ -277,7 +277,8 @@ class Pretrain(EvaluatedModule):
 
     def tokens(self, batches: Sequence[Batch]) -> int:
         """Real tokens of micro-batches."""
-        return sum(token_count(batch, self.root.model.spec.patch_size) for batch in batches)
+        spec = self.root.model.spec
+        return sum(token_count(batch, spec.patch_size, spec.feature_width is not None) for batch in batches)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmpretrain.objectives.swaps import select_rows
 from mmpretrain.report.panels_schema import (
     AlignmentExample,
     AlignmentPanel,
@@ -30,6 +31,7 @@ Forward = Callable[[Batch, str, Callable[[Any], Any]], Any]  # (batch, kind of h
 PAIRS = 64  # pairs of one forward of a fusion model
 TOP = 5
 WORDS = 14  # heat maps of one picture
+CELLS = 16  # of a heat map of regions, along the longer side of the picture
 
 
 class Shown(NamedTuple):
@@ -54,7 +56,8 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
         image = image._replace(pixels_BCHW=image.pixels_BCHW.index_select(0, index)[:, :, :height, :width], sizes=sizes)
     matched = None if batch.matched_B is None else batch.matched_B.index_select(0, index)
     keys = tuple(batch.keys[i] for i in rows)
-    return Batch(keys, batch.draw_keys_B.index_select(0, index), text, image, matched)
+    regions = None if batch.regions is None else select_rows(batch.regions, rows)
+    return Batch(keys, batch.draw_keys_B.index_select(0, index), text, image, matched, regions=regions)
 
 
 def tokens(batch: Batch, piece: Callable[[int], str], special: Sequence[int]) -> tuple[tuple[tuple[str, bool], ...], ...]:
@@ -137,23 +140,42 @@ def masked(batch: Batch, shown: Shown, objective: Any, piece: Callable[[int], st
     return MaskedPanel(tuple(examples))
 
 
-def alignment(batch: Batch, shown: Shown, objective: Any, patch_size: int, forward: Forward) -> AlignmentPanel:
-    """Where each word lands, by the transport plan of ``objective`` (a ``WPA``). The pieces of one word are added up."""
+def alignment(batch: Batch, shown: Shown, objective: Any, patch_size: int | None, forward: Forward) -> AlignmentPanel:
+    """Where each word lands, by the transport plan of ``objective`` (a ``WPA``). The pieces of one word are added up.
+
+    ``patch_size``: of a model that reads patches; None: it reads regions, and what lands on one is painted over its box.
+    """
     plans = forward(batch, "fused", objective.plan)
     examples = []
     for i, plan_TV in enumerate(plans):
-        height, width = batch.image.sizes[i]
-        rows, columns = height // patch_size, width // patch_size
-        if rows * columns != plan_TV.shape[1]:
-            raise ValueError(
-                f"{plan_TV.shape[1]} patches cannot be laid out on an image of {height} x {width} with patches of {patch_size}"
-            )
-        maps = _word_maps(plan_TV.float().cpu(), shown.tokens[i][1 : 1 + plan_TV.shape[0]], rows, columns)
+        cover_VC, rows, columns = _boxes(batch, i) if patch_size is None else _patches(batch.image.sizes[i], patch_size)
+        if len(cover_VC) != plan_TV.shape[1]:
+            raise ValueError(f"{plan_TV.shape[1]} visual tokens cannot be laid out on a picture of {len(cover_VC)} patches or regions")
+        maps = _word_maps(plan_TV.float().cpu(), shown.tokens[i][1 : 1 + plan_TV.shape[0]], cover_VC, rows, columns)
         examples.append(AlignmentExample(shown.pictures[i], sentence(shown.tokens[i]), maps))
     return AlignmentPanel(tuple(examples))
 
 
-def _word_maps(plan_TV: Tensor, spelt: Sequence[tuple[str, bool]], rows: int, columns: int) -> tuple[WordMap, ...]:
+def _patches(size: tuple[int, int], patch_size: int) -> tuple[Tensor, int, int]:
+    """Which cells of a heat map each patch covers, bool (V, C), and the rows and columns of that map: one cell for each."""
+    rows, columns = size[0] // patch_size, size[1] // patch_size
+    return torch.eye(rows * columns, dtype=torch.bool), rows, columns
+
+
+def _boxes(batch: Batch, i: int) -> tuple[Tensor, int, int]:
+    """As ``_patches``, for the regions of sample ``i``: the cells whose middle is in a box, at least one."""
+    height, width = batch.regions.sizes[i]
+    rows, columns = (max(1, round(CELLS * side / max(height, width))) for side in (height, width))
+    start = sum(batch.regions.lengths[:i])
+    boxes_V4 = batch.regions.boxes_N4[start : start + batch.regions.lengths[i]].float().cpu()
+    y, x = torch.meshgrid((torch.arange(rows) + 0.5) * height / rows, (torch.arange(columns) + 0.5) * width / columns, indexing="ij")
+    middle_C2 = torch.stack((x, y), -1).view(-1, 2)
+    cover_VC = ((middle_C2 >= boxes_V4[:, None, :2]) & (middle_C2 <= boxes_V4[:, None, 2:])).all(-1)
+    nearest_V = torch.cdist((boxes_V4[:, :2] + boxes_V4[:, 2:]) / 2, middle_C2).argmin(1)
+    return cover_VC.index_put((torch.arange(len(boxes_V4)), nearest_V), torch.tensor(True)), rows, columns
+
+
+def _word_maps(plan_TV: Tensor, spelt: Sequence[tuple[str, bool]], cover_VC: Tensor, rows: int, columns: int) -> tuple[WordMap, ...]:
     words: list[tuple[str, Tensor]] = []
     for (text, glued), mass_V in zip(spelt, plan_TV, strict=True):
         if glued and words:
@@ -163,7 +185,8 @@ def _word_maps(plan_TV: Tensor, spelt: Sequence[tuple[str, bool]], rows: int, co
     maps = []
     for text, mass_V in words[:WORDS]:
         peak, total = float(mass_V.max()), float(mass_V.sum())
-        grid = (mass_V / peak if peak > 0 else mass_V).view(rows, columns)
+        mass_C = mass_V @ cover_VC.float()  # boxes may overlap
+        grid = (mass_C / mass_C.max() if peak > 0 else mass_C).view(rows, columns)
         weights = tuple(tuple(round(float(v), 3) for v in line) for line in grid)
         maps.append(WordMap(text, weights, round(peak / total, 4) if total > 0 else 0.0))
     return tuple(maps)

@@ -35,6 +35,25 @@ def thumbnail(pixels_3HW: Tensor, mean: Sequence[float] | None, std: Sequence[fl
     return picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))), Image.Resampling.LANCZOS)
 
 
+def boxes(size: tuple[int, int], boxes_R4: Tensor, names: Sequence[str], side: int = SIDE) -> Image.Image:
+    """Regions of a picture that is not there: their boxes, each in the colour of its name, on white.
+
+    Args:
+        size: height and width of the picture, in pixels.
+        boxes_R4: x1 y1 x2 y2 in its pixels.
+        names: written into the boxes; "": none.
+        side: longest side of the result in pixels.
+    """
+    factor = side / max(size)
+    sheet = Image.new("RGB", (max(1, round(size[1] * factor)), max(1, round(size[0] * factor))), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
+    for corners, name in zip((boxes_R4.float().cpu() * factor).tolist(), names, strict=True):
+        hue = int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:2], "big") % 360
+        draw.rectangle(corners, outline=f"hsl({hue}, 70%, 40%)", width=2)
+        draw.text((corners[0] + 3, corners[1] + 1), _fit(name, font, sheet.width), fill=f"hsl({hue}, 70%, 30%)", font=font)
+    return sheet
+
+
 def store(picture: Image.Image, folder: Path) -> str:
     """Write a picture under the digest of its content, once; returns the file name. An equal picture is not written again."""
     buffer = io.BytesIO()

@@ -105,13 +105,13 @@ class Panels(pl.Callback):
         """What is seen of the samples; pictures are written by rank 0 only."""
         pictures: list[str] = []
         sources: dict[str, Image.Image] = {}
-        for i in range(batch.size if batch.image is not None and trainer.is_global_zero else 0):
-            height, width = batch.image.sizes[i]
-            picture = panel_pictures.thumbnail(batch.image.pixels_BCHW[i, :, :height, :width], batch.image.mean, batch.image.std)
+        seen = batch.image is not None or batch.regions is not None
+        for i in range(batch.size if seen and trainer.is_global_zero else 0):
+            picture = _picture(batch, i, trainer)
             name = f"../images/{panel_pictures.store(picture, run / PANELS / 'images')}"
             pictures.append(name)
             sources[name] = picture
-        if batch.image is not None and not pictures:
+        if seen and not pictures:
             pictures = [""] * batch.size
         spelt = () if batch.text is None else panel_bodies.tokens(batch, _piece(trainer), pl_module.vocabulary.special)
         return panel_bodies.Shown(tuple(pictures), spelt), sources
@@ -128,18 +128,33 @@ class Panels(pl.Callback):
             fitting = (o for o in root.objectives.values() if o.kind == kind and (method is None or callable(getattr(o, method, None))))
             return next(fitting, None)
 
-        both = batch.text is not None and batch.image is not None
+        both = batch.text is not None and (batch.image is not None or batch.regions is not None)
         matcher, paired, words, planner = first("fused", "score"), first("paired"), first("fused", "predict"), first("fused", "plan")
         if both and (paired is not None or matcher is not None):
             score = None if paired is not None else matcher.score
             makers["retrieval"] = lambda: panel_bodies.retrieval(batch, shown, score, forward, self.queries)
         if batch.text is not None and words is not None:
             makers["masked"] = lambda: panel_bodies.masked(batch, shown, words, _piece(pl_module.trainer), forward)
-        if both and planner is not None and root.model.spec.patch_size:
+        spec = root.model.spec
+        if both and planner is not None and (spec.patch_size or spec.feature_width):
             part = panel_bodies.select(batch, range(min(batch.size, self.queries)))
-            side = root.model.spec.patch_size
+            side = None if spec.feature_width else spec.patch_size
             makers["alignment"] = lambda: panel_bodies.alignment(part, shown, planner, side, forward)
         return makers
+
+
+def _picture(batch: Batch, i: int, trainer: pl.Trainer) -> Image.Image:
+    """What people see of a sample: its picture, or, where only regions were read, their boxes with the names of their classes."""
+    if batch.image is not None:
+        height, width = batch.image.sizes[i]
+        return panel_pictures.thumbnail(batch.image.pixels_BCHW[i, :, :height, :width], batch.image.mean, batch.image.std)
+    start = sum(batch.regions.lengths[:i])
+    rows = slice(start, start + batch.regions.lengths[i])
+    classes = [-1] * batch.regions.lengths[i] if batch.regions.classes_N is None else batch.regions.classes_N[rows].tolist()
+    info = getattr(trainer.datamodule, "regions_info", None)
+    known = (info.classes if info is not None else None) or ()
+    names = [known[c] if 0 <= c < len(known) else "" for c in classes]
+    return panel_pictures.boxes(batch.regions.sizes[i], batch.regions.boxes_N4[rows], names)
 
 
 def _last(trainer: pl.Trainer) -> bool:
