@@ -212,3 +212,23 @@ def test_mistakes_are_named() -> None:
         CrossLayers(16, 1, 4)(*streams(((2, 3), (1,)), (16, 16)))
     with pytest.raises(ValueError, match="varlen"):
         CrossLayers(16, 1, 4, attention="varlen")(*streams((TEXT, IMAGE), (16, 16)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["co", "cross"])
+def test_compiled_blocks_recompile_a_bounded_number_of_times(kind: str) -> None:
+    import torch._dynamo.testing
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda size: tuple(torch.randint(1, 12, (size,), generator=generator).tolist())
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    stack, widths = made(kind)
+    batches = [streams((draw(size), draw(size)), widths) for size in (3, 4, 4, 5, 6, 4, 3, 8)]
+    plain = [through(stack, *batch) for batch in batches]
+    for block in stack.blocks:
+        block.compile(backend=counter)
+    for batch, expected in zip(batches, plain, strict=True):
+        for a, b in zip(through(stack, *batch), expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert counter.frame_count <= 8, counter.frame_count
