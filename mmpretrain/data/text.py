@@ -126,12 +126,13 @@ class Tokenizer:
         """Ids with special tokens, at most ``max_tokens``, and the word of each (-1 for special tokens).
 
         With ``second`` a pair, as the tokenizer joins two texts (BERT: [CLS] first [SEP] second [SEP]), whose ``segments`` say which of the
-        two a token belongs to. A pair that is too long is cut at the end of the longer text, token by token.
+        two a token belongs to; words are counted on. A pair that is too long loses the last token of the longer text, of the second one
+        where they are alike, until it fits (BERT's and Oscar's released code; transformers may favour the second text by one token).
 
         Raises:
             DataError: ``max_tokens`` leaves no room for a pair.
         """
-        found = self._encode(text, second)
+        found, offsets = self._encode(text, second)
         ids, words, word, starts = found.ids, [], -1, True
         for number, special in zip(ids, found.special_tokens_mask, strict=True):
             if special:
@@ -143,16 +144,27 @@ class Tokenizer:
                 word += 1
             starts = mark and self.style == "clip"
             words.append(word)
-        return Tokens(tuple(ids), tuple(words), text, _segments(found) if second is not None else None, second)
+        segments = _segments(found) if second is not None else None
+        return Tokens(tuple(ids), tuple(words), text, segments, second, offsets if not self.clean else None)  # cleaning moves characters
 
-    def _encode(self, text: str, second: str | None) -> Any:
+    def _encode(self, text: str, second: str | None) -> tuple[Any, tuple[tuple[int, int], ...]]:
+        """The encoding, and the characters of its tokens."""
         if self.clean:
             text, second = clean_text(text), None if second is None else clean_text(second)
         if second is None:
-            return self.backend.encode(text)
-        if self.max_tokens < self.backend.num_special_tokens_to_add(True) + 2:
+            found = self.backend.encode(text)
+            return found, tuple(found.offsets)
+        room = self.max_tokens - self.backend.num_special_tokens_to_add(True)
+        if room < 2:
             raise DataError(f"data.max_tokens={self.max_tokens} leaves no room for two texts beside the special tokens")
-        return self.backend.encode(text, second)
+        first, other = (self.backend.encode(one, add_special_tokens=False) for one in (text, second))
+        if len(first.ids) + len(other.ids) > room:
+            kept = min(len(first.ids), max(-(-room // 2), room - len(other.ids)))
+            first.truncate(kept)
+            other.truncate(min(len(other.ids), room - kept))
+        inside = iter([*first.offsets, *other.offsets])  # joining would trim spaces off those of byte-level BPE once more
+        found = self.backend.post_process(first, other)
+        return found, tuple((0, 0) if special else next(inside) for special in found.special_tokens_mask)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids; without special tokens and padding unless asked."""

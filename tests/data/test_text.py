@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -208,8 +209,58 @@ def test_pairs(tokenizer):
         words = [word for word in pair.words if word >= 0]
         assert words == sorted(words) and len(set(words)) == len({*one.words} - {-1}) + len({*other.words} - {-1})
         assert not any(pair.segments[: len(one.ids)]) and (tail == 1 or set(pair.segments[len(pair.ids) - tail :]) == {1})
+        if pair.offsets is not None:
+            assert [x for x, word in zip(pair.offsets, pair.words) if word >= 0] == [
+                x for text in (one, other) for x, word in zip(text.offsets, text.words) if word >= 0
+            ]
     short = tokenizer.with_max_tokens(10)
     cut = short.tokenize(" ".join(CORPUS[:3]), "a red circle")
     assert len(cut.ids) == 10 and cut.ids[-1] == vocabulary.sep and sum(cut.segments) >= 2
     with pytest.raises(DataError, match="leaves no room for two texts"):
         tokenizer.with_max_tokens(4).tokenize("a", "b")
+
+
+def test_too_long_pairs_lose_tokens_of_the_longer_text():
+    """BERT's loop, token by token, over all lengths."""
+    long = made("wordpiece", 77)
+    for limit in range(5, 15):
+        short = long.with_max_tokens(limit)
+        for first, second in itertools.product(range(13), repeat=2):
+            a, b = ["a"] * first, ["red"] * second
+            found = short.tokenize(" ".join(a), " ".join(b))
+            while len(a) + len(b) > limit - 3:
+                (a if len(a) > len(b) else b).pop()
+            expected = long.tokenize(" ".join(a), " ".join(b))
+            assert found[:2] == expected[:2] and found.segments == expected.segments and found.offsets == expected.offsets
+
+
+def test_pairs_equal_those_of_transformers(tmp_path):
+    transformers, ours = pytest.importorskip("transformers"), made("wordpiece", 24)
+    ours.save_transformers(tmp_path)
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    different = 0
+    for first, second in itertools.product([*TEXTS, *CORPUS[3:9]], repeat=2):
+        if not second:  # for transformers that is no pair
+            continue
+        found = ours.tokenize(first, second)
+        other = theirs(first, second, truncation=True, return_token_type_ids=True, return_offsets_mapping=True)
+        same = (list(found.ids), list(found.segments)) == (other["input_ids"], other["token_type_ids"])
+        if len(found.ids) < 24:
+            assert same and list(map(tuple, other["offset_mapping"])) == list(found.offsets), (first, second)
+        different += not same
+        assert len(other["input_ids"]) == len(found.ids) and abs(sum(found.segments) - sum(other["token_type_ids"])) <= 1
+    assert different  # transformers gives an odd place to the longer of two texts that are both too long, BERT's code to the first
+
+
+def test_characters_of_tokens(tokenizer):
+    text = "A red square's unbelievable sign, 50%"
+    found = tokenizer.with_max_tokens(60).tokenize(text)
+    if tokenizer.style == "clip":
+        assert found.offsets is None
+        return
+    assert len(found.offsets) == len(found.ids) and found.offsets[0] == found.offsets[-1] == (0, 0)
+    for number, (start, end), word in zip(found.ids, found.offsets, found.words):
+        piece = tokenizer.token(number).removeprefix("##").strip()
+        if word >= 0 and piece.isascii() and piece in text.lower():
+            assert text[start:end].lower() == piece
+    assert "".join(text[a:b] for a, b in found.offsets) == text.replace(" ", "")
