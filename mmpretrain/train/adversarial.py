@@ -154,8 +154,8 @@ def _micro_batch(plan: _Plan, views: dict[str, Batch], factors: Mapping[str, Ten
 def _pass(plan: _Plan, views: dict[str, Batch], clean: _Clean, factors: Mapping[str, Tensor], final: bool, sums: Sums) -> Tensor:
     """One forward with deltas: its share of the loss.
 
-    The views go in a proxy, which pytree does not open: FSDP would hook inputs that require a gradient, and close the root's backward
-    when theirs is there although the clean graph still has to go through it.
+    The views go in a proxy, which pytree does not open: FSDP hooks inputs that require a gradient, and would reduce the gradients of the
+    root once for this forward and once for the clean one.
     """
     outputs: dict[str, Scored] = plan.root(MappingProxyType(views), plan.aimed, "logits")
     loss = weighted({name: one.score for name, one in outputs.items()}, factors)

@@ -263,6 +263,15 @@ def test_loss_scaling_changes_nothing() -> None:
     assert far(scaled, found) < 1e-9 and one.loss == two.loss
 
 
+@pytest.mark.parametrize(("modality", "forwards"), [("both", 1), ("alternate", 2)])
+def test_gradients_are_exchanged_with_the_last_backward_alone(modality: str, forwards: int) -> None:
+    module, told = root(), []
+    method = Adversarial(modality, steps=3)
+    adversarial(module, [sample(), sample(seed=7)], ["mlm", "itm"], lambda loss, last: (loss.backward(), told.append(last)), method=method)
+    assert told == [False] * (2 * 3 * forwards - 1) + [True]
+    assert len(module.model.seen) == 2 * 2 * (1 + 3 * forwards), "micro-batches x views x (clean + perturbed)"
+
+
 def test_views_that_share_a_forward_share_a_delta() -> None:
     module = Pretraining(Perturbable(), {"a": _Sum(view="a"), "b": _Sum(view="b")})
     batch = sample()
@@ -340,7 +349,7 @@ def test_what_cannot_be_perturbed_says_so() -> None:
             Pretraining(clip("resnet"), {"contrastive": Contrastive()}), [pictures(sizes=((64, 64),) * 4)], ["contrastive"],
             lambda loss, last: loss.backward(), method=Adversarial("image"),
         )  # fmt: skip
-    deaf = Pretraining(_Deaf(), {"a": _Sum()})
+    deaf = Pretraining(_Deaf(), {"a": _Sum()}).double()
     with pytest.raises(ValueError, match="does not depend on the text delta"):
         adversarial(deaf, [sample()], ["a"], lambda loss, last: loss.backward(), method=Adversarial())
     with pytest.raises(ValueError, match=r"regress cannot be held.*mlm, itm"):

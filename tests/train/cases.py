@@ -21,6 +21,10 @@ CASES: dict[str, dict[str, Any]] = {
     "bert": {"optimizer": {"kind": "bert_adam", "eps": 1e-6, "clip_each": 0.05}, "flags": {}},
     "value": {"flags": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}},
     "sample": {"module": {"task_schedule": "sample", "seed": 3}, "flags": {"gradient_clip_val": 0.5}},
+    "adversarial": {
+        "module": {"adversarial": {"lr": 0.3, "init": 0.1}},
+        "flags": {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2},
+    },
     "recompute": {"module": {"activation_checkpointing": True, "ema_decay": 0.9}, "flags": {"gradient_clip_val": 0.5}},
 }
 
