@@ -203,6 +203,7 @@ class Spec(NamedTuple):
     feature_width: int | None = None  # F of the regions that the model takes
     feature_projection: torch.nn.Linear | None = None  # F -> width, to which UNITER ties the head of feature regression
     std: float = 0.02  # of the normal initialisation of heads
+    alone: bool = True  # whether forward takes text without an image and an image without text, too
 
 
 class Score(NamedTuple):

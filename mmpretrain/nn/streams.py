@@ -40,6 +40,7 @@ def spec_of(
         feature_width=regions.features,
         feature_projection=regions.feature_projection,
         std=std,
+        alone=False,
     )
 
 
