@@ -112,7 +112,8 @@ class ShardData(PositionedData):
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
         self.mix, self.buckets = mix, buckets
         self.open_reader = partial(open_reader, remote=remote, allow_pipe=allow_pipe)
-        self.set = TrainingSet(specs_of(train), Defaults(text_from, captions, Shown(show, regions)), temperature, self.open_reader)
+        self.shown = Shown(show, regions).check(image)
+        self.set = TrainingSet(specs_of(train), Defaults(text_from, captions, self.shown), temperature, self.open_reader)
         self.rank, self.world, self.accumulate, self.local_world = 0, 1, 1, 1
         self.preparers: dict[str, Preparer] = {}
         self.objective_sources: dict[str, tuple[str, ...] | None] = {}

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from mmpretrain.evaluate.pretrained import Pretrained
-from mmpretrain.evaluate.samples import EvalSet, picture, single_image
+from mmpretrain.evaluate.samples import EvalSet, visual
 from mmpretrain.types import Sample
 
 FORMATS = (".parquet", ".npz")
@@ -77,9 +77,9 @@ def _vectors(pretrained: Pretrained, samples: list[Sample]) -> dict[str, np.ndar
     captions = [sample.captions[0] if sample.captions else "" for sample in samples]
     image = np.full((len(samples), width), np.nan, dtype=np.float32)
     text = np.full((len(samples), width), np.nan, dtype=np.float32)
-    with_image = [i for i, sample in enumerate(samples) if single_image(sample)]
+    with_image = [i for i, sample in enumerate(samples) if pretrained.shows(sample)]
     with_text = [i for i, caption in enumerate(captions) if caption]
-    pixels = [picture(pretrained, samples[i]) if pretrained.image_transform is not None else None for i in with_image]
+    pixels = [visual(pretrained, samples[i]) if pretrained.image_transform is not None else None for i in with_image]
     decoded = [(i, found) for i, found in zip(with_image, pixels, strict=True) if found is not None]
     if decoded:
         image[[i for i, _ in decoded]] = pretrained.encode_pixels([found for _, found in decoded]).numpy()

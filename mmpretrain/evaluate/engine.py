@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmpretrain.evaluate.result import precision_of
 from mmpretrain.nn.hidden import Fused, Paired
 from mmpretrain.nn.ragged import Ragged
-from mmpretrain.types import Batch, Collate, Pixels, Text, Tokens
+from mmpretrain.types import Batch, Collate, Pixels, RegionBatch, Regions, Text, Tokens, Visual
 
 T = TypeVar("T")
 Runner = Callable[[Callable[[nn.Module, Mapping[str, Any]], Any]], Any]
@@ -98,27 +98,29 @@ class Engine:
         ]
         return self._gather(parts)[[slot[item.ids] for item in tokens]]
 
-    def encode_pixels(self, images: Sequence[Tensor]) -> Tensor:
-        """Vectors of transformed images, float32 (n, width)."""
-        order = sorted(range(len(images)), key=lambda i: tuple(images[i].shape))
-        sizes = [self.patches(images[i]) for i in order]
+    def encode_pixels(self, images: Sequence[Tensor | Visual]) -> Tensor:
+        """Vectors of transformed images, or of whatever samples show, float32 (n, width)."""
+        seen = [as_visual(image) for image in images]
+        order = sorted(range(len(seen)), key=lambda i: _shape(seen[i]))
         parts = [
-            self._encode(Batch(keys=("",) * len(part), draw_keys_B=self._draws(len(part)), image=self.pixels([images[i] for i in part])))
-            for part in cut(order, sizes)
+            self._encode(Batch(keys=("",) * len(part), draw_keys_B=self._draws(len(part)), **self.visuals([seen[i] for i in part])))
+            for part in cut(order, [self.visual_tokens(seen[i]) for i in order])
         ]
         return self._gather(parts)[np.argsort(order)]
 
-    def match(self, images: Sequence[Tensor], tokens: Sequence[Tokens], image_P: np.ndarray, text_P: np.ndarray) -> Tensor:
+    def match(self, images: Sequence[Tensor | Visual], tokens: Sequence[Tokens], image_P: np.ndarray, text_P: np.ndarray) -> Tensor:
         """Log-odds of "image ``image_P[p]`` matches text ``text_P[p]``" by the matching head of a fusion model: float32 (P,).
 
-        Pairs are sorted by size, so that almost every batch is rectangular; images are transformed once, by the caller.
+        Images are transformed pictures, or whatever samples show, made once, by the caller. Pairs are sorted by size, so that almost every
+        batch is rectangular.
         """
         head = self.objective("fused", "score")
         if head is None:
             raise ValueError("this checkpoint has no matching head (objective ITM), so a fusion model cannot score pairs")
-        size_P = [(tuple(images[i].shape), len(tokens[t].ids)) for i, t in zip(image_P, text_P, strict=True)]
+        seen = [as_visual(image) for image in images]
+        size_P = [(_shape(seen[i]), len(tokens[t].ids)) for i, t in zip(image_P, text_P, strict=True)]
         order = sorted(range(len(size_P)), key=size_P.__getitem__)
-        cost = [self.patches(images[image_P[p]]) + len(tokens[text_P[p]].ids) for p in order]
+        cost = [self.visual_tokens(seen[image_P[p]]) + len(tokens[text_P[p]].ids) for p in order]
         name = next(name for name in self.objectives if self.objectives[name] is head)
 
         def read(hidden: Any, objectives: Mapping[str, Any]) -> Tensor:
@@ -131,7 +133,7 @@ class Engine:
                 keys=("",) * len(part),
                 draw_keys_B=self._draws(len(part)),
                 text=self.text([tokens[text_P[p]] for p in part]),
-                image=self.pixels([images[image_P[p]] for p in part]),
+                **self.visuals([seen[image_P[p]] for p in part]),
             )
             parts.append(self.forward(batch, read, kind))
         return self._gather(parts, width=())[np.argsort(order)]
@@ -147,6 +149,25 @@ class Engine:
         """Padded images on the device of the model."""
         pixels = self.collate.pixels(images)
         return pixels._replace(pixels_BCHW=pixels.pixels_BCHW.to(self.device))
+
+    def regions(self, regions: Sequence[Regions]) -> RegionBatch:
+        """Packed regions on the device of the model."""
+        packed = self.collate.regions(regions)
+        device = self.device
+        return packed._replace(**{name: x.to(device) for name, x in packed._asdict().items() if isinstance(x, Tensor)})
+
+    def visuals(self, visuals: Sequence[Visual]) -> dict[str, Any]:
+        """The fields of a batch that hold what samples show."""
+        images, regions = [one.image for one in visuals], [one.regions for one in visuals]
+        return {
+            "image": self.pixels(images) if images and images[0] is not None else None,
+            "regions": self.regions(regions) if regions and regions[0] is not None else None,
+        }
+
+    def visual_tokens(self, visual: Visual) -> int:
+        """Tokens that what a sample shows costs, for cutting batches."""
+        regions = 0 if visual.regions is None else len(visual.regions.boxes)
+        return regions + (0 if visual.image is None else self.patches(visual.image))
 
     def patches(self, image: Tensor) -> int:
         """Tokens that an image costs, for cutting batches."""
@@ -182,12 +203,24 @@ class Engine:
         return torch.zeros(n, dtype=torch.int64, device=self.device)
 
     def _encode(self, batch: Batch) -> Tensor:
-        return self.forward(batch, lambda hidden, _: _vectors(hidden, text=batch.image is None))
+        text = batch.image is None and batch.regions is None
+        return self.forward(batch, lambda hidden, _: _vectors(hidden, text))
 
     def _gather(self, parts: Sequence[Tensor], width: tuple[int, ...] | None = None) -> Tensor:
         if parts:
             return torch.cat([part.float().cpu() for part in parts])
         return torch.zeros(0, *((self.model.spec.embed_dim or self.model.spec.width,) if width is None else width))
+
+
+def as_visual(image: Tensor | Visual) -> Visual:
+    """What a sample shows; a transformed picture alone is that of a sample without regions."""
+    return image if isinstance(image, Visual) else Visual(image)
+
+
+def _shape(visual: Visual) -> tuple[int, ...]:
+    """What samples of one shape have in common: height and width of the picture, number of regions."""
+    shape = () if visual.image is None else tuple(visual.image.shape)
+    return shape if visual.regions is None else (*shape, len(visual.regions.boxes))
 
 
 def _vectors(hidden: Paired | Fused, text: bool) -> Tensor:

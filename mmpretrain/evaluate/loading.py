@@ -16,6 +16,7 @@ from mmpretrain.data.collate import Collator
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.text import Tokenizer
+from mmpretrain.data.visual import RegionOptions, Shown
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.rebuild import RefusedCheckpoint, build, construct
 from mmpretrain.objectives.base import Objective
@@ -62,6 +63,7 @@ def load(path: str | Path, weights: str = "auto", which: str = "best", device: s
         config=config,
         weights=chosen,
         source=_source(file, about),
+        shown=_shown(config, transform, file),
         about={name: value for name, value in about.items() if name not in ("config", "tokenizer", "vocabulary")},
     )
     return found.to(device)
@@ -202,6 +204,18 @@ def _transform(config: Mapping[str, Any], file: Path) -> ImageTransform:
         node = {**node, "init_args": {"decoder": "pil", **(node.get("init_args") or {})}}
         return build(node, ImageTransform, f"{file}: data.image")
     return construct(ImageTransform, {"decoder": "pil", **node}, f"{file}: data.image")
+
+
+def _shown(config: Mapping[str, Any], transform: ImageTransform, file: Path) -> Shown:
+    """What ``data.show`` and ``data.regions`` say; pictures where the run did not set them."""
+    data = config.get("data") or {}
+    node = data.get("regions") or {}
+    if not isinstance(node, Mapping):
+        raise RefusedCheckpoint(f"{file}: data.regions is not a table")
+    try:
+        return Shown(data.get("show", "image"), construct(RegionOptions, node, f"{file}: data.regions")).check(transform)
+    except DataError as error:
+        raise RefusedCheckpoint(f"{file}: {error}") from None
 
 
 def _vocabulary(found: Any, file: Path) -> Vocabulary | None:

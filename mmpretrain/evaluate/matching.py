@@ -17,7 +17,7 @@ import torch
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import tie_tolerance
-from mmpretrain.evaluate.samples import EvalSet, chosen, picture, single_image
+from mmpretrain.evaluate.samples import EvalSet, chosen, visual
 from mmpretrain.random import key_of, stream
 from mmpretrain.types import Sample
 
@@ -54,7 +54,7 @@ def matching(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000) ->
     Returns:
         an empty list when no sample has captions or statements.
     """
-    samples = [sample for sample in chosen(data, limit, single_image) if sample.captions or sample.statements]
+    samples = [sample for sample in chosen(data, limit, pretrained.shows) if sample.captions or sample.statements]
     pairs = {"random": random_pairs(samples), "edits": edit_pairs(samples)}
     told = [] if pretrained.dual else [(i, s.text, s.label) for i, sample in enumerate(samples) for s in sample.statements]
     image_P = [i for p in pairs.values() for i in (*p.image, *p.image)] + [i for i, _, _ in told]
@@ -112,7 +112,7 @@ def scores(pretrained: Pretrained, samples: Sequence[Sample], images: Sequence[i
     text_PE = pretrained.encode_tokens(tokens) if pretrained.dual else None
     for start in range(0, len(samples), IMAGES):
         inside = np.flatnonzero((image_P >= start) & (image_P < start + IMAGES))
-        needed: dict[int, Any] = {int(i): picture(pretrained, samples[i]) for i in np.unique(image_P[inside])}
+        needed: dict[int, Any] = {int(i): visual(pretrained, samples[i]) for i in np.unique(image_P[inside])}
         slot = {i: place for place, i in enumerate(i for i, image in needed.items() if image is not None)}
         pixels = [needed[i] for i in slot]
         inside = np.array([p for p in inside if int(image_P[p]) in slot], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Masked-word accuracy, with the image in sight and without it: the difference is what the image tells."""
+"""Masked-word accuracy, with the image (or its regions) in sight and without it: the difference is what the image tells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
-from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, single_image, with_pictures
+from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, with_visuals
 from mmpretrain.random import key_of, stream
 from mmpretrain.types import Batch, Sample
 
@@ -39,14 +39,14 @@ def masked_accuracy(pretrained: Pretrained, data: EvalSet, limit: int | None = 1
     name = next((n for n in pretrained.objectives if _is_mlm(pretrained.objectives[n])), None)
     if name is None:
         return []
-    wanted = chosen(data, limit, lambda sample: single_image(sample) and true_text(sample) is not None)
+    wanted = chosen(data, limit, lambda sample: pretrained.shows(sample) and true_text(sample) is not None)
     totals, seen = {"": [0.0, 0.0], "_without_image": [0.0, 0.0]}, 0
-    for part in chunks(with_pictures(pretrained, wanted), batch_size):
+    for part in chunks(with_visuals(pretrained, wanted), batch_size):
         keys = torch.tensor([key_of(_MASK, seed, seen + i) for i in range(len(part))], dtype=torch.int64, device=pretrained.device)
         text = pretrained.text(pretrained.tokenize([true_text(sample) or "" for sample, _ in part]))
-        image = pretrained.pixels([image for _, image in part])
-        batch = Batch(keys=tuple(sample.key for sample, _ in part), draw_keys_B=keys, text=text, image=image)
-        for suffix, given in (("", batch), ("_without_image", batch._replace(image=None))):
+        shown = pretrained.visuals([found for _, found in part])
+        batch = Batch(keys=tuple(sample.key for sample, _ in part), draw_keys_B=keys, text=text, **shown)
+        for suffix, given in (("", batch), ("_without_image", batch._replace(image=None, regions=None))):
             right, count = pretrained.run(partial(_step, name=name, batch=given))
             totals[suffix][0] += right
             totals[suffix][1] += count

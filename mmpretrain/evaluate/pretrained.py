@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -11,9 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmpretrain.data.collate import Collator
+from mmpretrain.data.errors import BadSample
+from mmpretrain.data.regions import decode_regions
+from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.engine import Engine, Runner
 from mmpretrain.evaluate.inputs import ImageLike, file_of, picture_of
-from mmpretrain.types import Collate, Tokens, Vocabulary
+from mmpretrain.types import Collate, Regions, Sample, Tokens, Visual, Vocabulary
 
 IMAGES = 512  # decoded images held at a time
 
@@ -22,9 +26,12 @@ class Pretrained(Engine):
     """A model with everything that stands between it and files.
 
     Dual encoders (CLIP) place images and texts in one space: ``encode_*`` gives vectors of length 1 and ``score`` their cosine.
-    Fusion models (ViLT) read an image and a text together: ``score`` is the log-odds of "they match" by the matching head, and
-    ``encode_*`` runs one modality alone and gives the state of its first token ([CLS] of a text, the class token of an image) after the
-    final norm. The two kinds of vectors of a fusion model are **not** comparable with each other.
+    Fusion models (ViLT, UNITER) read an image and a text together: ``score`` is the log-odds of "they match" by the matching head, and
+    ``encode_*`` runs one modality alone and gives a state after the final norm: that of [CLS] of a text; that of the token that stands for
+    the whole image, or, where there is none, the mean over patches or regions. The two kinds of vectors of a fusion model are **not**
+    comparable with each other, and models of two streams that meet (ViLBERT) have none.
+
+    An image is what the run showed of a sample: a picture, regions, or both; see :meth:`see`.
 
     All methods are batched, run without gradients and in evaluation mode, and are deterministic. Results are float32 on the CPU.
 
@@ -38,7 +45,9 @@ class Pretrained(Engine):
         config: the resolved configuration of the run.
         weights: "raw" or "ema".
         source: where it came from, for stamps.
+        shown: what the model is shown of a sample: its picture, its regions or both.
         about: what the checkpoint says of itself beside the configuration: step, data_fingerprint, versions, ...
+        shown: what the run shows of samples; of sources that are shown in another way by their names, the others as ``""``. None: pictures.
         runner, autocast: see :class:`Engine`.
     """
 
@@ -54,12 +63,14 @@ class Pretrained(Engine):
         config: Mapping[str, Any] | None = None,
         weights: str = "raw",
         source: str = "",
+        shown: Shown = Shown(),  # noqa: B008  (immutable)
         about: Mapping[str, Any] | None = None,
+        shown: Mapping[str, Shown] | None = None,
         runner: Runner | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, objectives, collate, runner, autocast)
-        self.tokenizer, self.image_transform, self.vocabulary = tokenizer, image_transform, vocabulary
+        self.tokenizer, self.image_transform, self.vocabulary, self.shown = tokenizer, image_transform, vocabulary, shown
         self.config, self.weights, self.source, self.about = dict(config or {}), weights, source, dict(about or {})
 
     @classmethod
@@ -94,30 +105,53 @@ class Pretrained(Engine):
             raise ValueError("this checkpoint has no tokenizer: it was trained without text")
         return self.tokenizer.tokenize(text) if isinstance(text, str) else [self.tokenizer.tokenize(t) for t in text]
 
-    def transform(self, image: ImageLike) -> Tensor:
-        """An image as the model wants it, without augmentation: uint8 (3, H, W).
+    def _seeing(self, source: str) -> Seeing:
+        width = getattr(self.model.spec, "feature_width", None)
+        return Seeing(self.image_transform, self.shown.get(source, self.shown[""]), width)
 
-        Takes a PIL image, a path, the bytes of a JPEG, PNG or WebP file, or a tensor (3, H, W), uint8 or float in [0, 1].
+    def on(self, name: str) -> Pretrained:
+        """The same model on samples of the set ``name``: shown as the run shows the source of that name, if it has one."""
+        if name not in self.shown:
+            return self
+        found = copy.copy(self)
+        found.seeing = self._seeing(name)
+        return found
+
+    def see(self, image: VisualLike) -> Visual:
+        """What the model is shown of an image, without augmentation: a transformed picture, the regions that are shown, or both.
+
+        Takes a ``Sample`` of a shard, or
+
+        - of a model over pictures: a PIL image, a path, the bytes of a JPEG, PNG or WebP file, or a tensor (3, H, W), uint8 or float in
+          [0, 1];
+        - of a model over regions: ``Regions``, or the path or the bytes of a ``KEY.regions.npz``.
+
+        Raises:
+            ValueError: something else, or a file that cannot be read.
         """
-        if self.image_transform is None:
-            raise ValueError("this checkpoint has no image transform: it was trained without images")
-        data = file_of(image)
-        return self.image_transform(picture_of(image)) if data is None else self.image_transform.read([data])
+        return self.seeing(image)
 
-    def encode_image(self, images: Sequence[ImageLike]) -> Tensor:
+    def transform(self, image: VisualLike) -> Tensor | Visual:
+        """As :meth:`see`; of a model over pictures alone the picture itself, uint8 (3, H, W)."""
+        found = self.see(image)
+        return found if found.image is None or found.regions is not None else found.image
+
+    def encode_image(self, images: Sequence[VisualLike]) -> Tensor:
         """Vectors of images, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
         parts = [images[start : start + IMAGES] for start in range(0, len(images), IMAGES)] or [images]
-        return torch.cat([self.encode_pixels([self.transform(image) for image in part]) for part in parts])
+        return torch.cat([self.encode_visuals([self.see(image) for image in part]) for part in parts])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Vectors of texts, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
         return self.encode_tokens(self.tokenize(list(texts)))
 
-    def score(self, images: Sequence[ImageLike], texts: Sequence[str], mode: str = "pairs", output: str = "score") -> Tensor:
+    def score(
+        self, images: Sequence[ImageLike | Regions | Visual], texts: Sequence[str], mode: str = "pairs", output: str = "score"
+    ) -> Tensor:
         """How well texts fit images.
 
         Args:
-            images: n images.
+            images: n images; see :meth:`see` for models that read regions.
             texts: n texts for ``mode="pairs"``, m for ``mode="matrix"``.
             mode: "pairs" gives (n,), text i with image i; "matrix" gives (n, m).
             output: "score": cosine, or log-odds of matching for fusion models; "logit": what the loss saw (cosine times scale plus
@@ -130,16 +164,16 @@ class Pretrained(Engine):
             raise ValueError(f"score: mode is 'pairs' or 'matrix', not {mode!r}")
         if mode == "pairs" and len(images) != len(texts):
             raise ValueError(f"score: mode 'pairs' needs as many texts as images, not {len(texts)} and {len(images)}; use mode='matrix'?")
-        pixels, tokens = [self.transform(image) for image in images], self.tokenize(list(texts))
+        pixels, tokens = [self.see(image) for image in images], self.tokenize(list(texts))
         if self.dual:
             image_nE, text_mE = self.encode_pixels(pixels), self.encode_tokens(tokens)
             scores = (image_nE * text_mE).sum(dim=1) if mode == "pairs" else image_nE @ text_mE.T
             return self._as(scores, output)
-        n, m = len(pixels), len(tokens)
+        n, m = len(visuals), len(tokens)
         if mode == "pairs":
-            return self._as(self.match(pixels, tokens, np.arange(n), np.arange(m)), output)
+            return self._as(self.match(visuals, tokens, np.arange(n), np.arange(m)), output)
         rows, columns = np.divmod(np.arange(n * m), max(m, 1))
-        return self._as(self.match(pixels, tokens, rows, columns).view(n, m), output)
+        return self._as(self.match(visuals, tokens, rows, columns).view(n, m), output)
 
     def real_samples(self, n: int = 8) -> tuple[list[Image.Image], list[str], str]:
         """Up to ``n`` images and texts of the data of the run, and where they come from."""

@@ -7,7 +7,7 @@ caption's one image is. Dual encoders rank by cosine, fusion models by the match
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.ranking import Standing, chance_recall, standings
 from mmpretrain.evaluate.result import Result, Stamp
-from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, single_image, with_pictures
-from mmpretrain.types import Sample, Tokens
+from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, with_visuals
+from mmpretrain.types import Sample, Tokens, Visual
 
 RECALLS = (1, 5, 10)
 BLOCK = 512  # images and texts of one block of cosines
@@ -29,7 +29,7 @@ FUSION_PAIRS = 65536  # pairs; beyond it a fusion model ranks fewer captions of 
 class Gallery(NamedTuple):
     """Images and texts to rank. Text p belongs to image ``image_P[p]``."""
 
-    images: Tensor | list[Tensor]  # vectors float32 (I, E) of a dual encoder, uint8 (3, H, W) each for a fusion model
+    images: Tensor | list[Visual]  # vectors float32 (I, E) of a dual encoder, what samples show for a fusion model
     tokens: list[Tokens]
     image_P: np.ndarray  # int64 (P,)
 
@@ -46,7 +46,7 @@ def retrieval(
 
     Args:
         pretrained: a dual encoder or a fusion model with a matching head.
-        data: samples with one image and at least one caption take part.
+        data: samples with one image (or regions, for models of these) and at least one caption take part.
         limit: at most so many samples, evenly spread; None: all for dual encoders, 256 for fusion models.
         captions: at most so many captions of each image, the first ones; None: all for dual encoders, for fusion models as many as
             keep the number of pairs within 65,536. The protocol of the result says how many took part.
@@ -59,23 +59,23 @@ def retrieval(
     if not pretrained.can_match():
         raise ValueError("retrieval: this checkpoint cannot score pairs (a fusion model without a matching head)")
     limit = FUSION_LIMIT if limit is None and not pretrained.dual else limit
-    samples: Iterable[Sample] = chosen(data, limit, lambda sample: single_image(sample) and bool(sample.captions))
+    samples: Iterable[Sample] = chosen(data, limit, lambda sample: pretrained.shows(sample) and bool(sample.captions))
     if captions is not None or not pretrained.dual:
         samples = _with_captions(samples, captions)
     gallery = gather(pretrained, samples)
     if not len(gallery.images):
-        raise ValueError(f"{data.name}: no sample has one image and a caption, so there is nothing to retrieve")
+        raise ValueError(f"{data.name}: no sample has {pretrained.shown.wants} (just one) and a caption, so there is nothing to retrieve")
     i2t, t2i = _rank(pretrained, gallery, progress)
     return _results(pretrained, data, gallery, i2t, t2i, recalls)
 
 
 def gather(pretrained: Pretrained, samples: Iterable[Sample]) -> Gallery:
     """Images and tokenised captions of samples. Each image is decoded once; a dual encoder keeps its vector only."""
-    images: list[Tensor] = []
+    images: list[Any] = []
     tokens: list[Tokens] = []
     owners: list[int] = []
     count = 0
-    for part in chunks(with_pictures(pretrained, samples), BLOCK):
+    for part in chunks(with_visuals(pretrained, samples), BLOCK):
         pixels = [image for _, image in part]
         images.extend([pretrained.encode_pixels(pixels)] if pretrained.dual else pixels)
         for sample, _ in part:

@@ -1,4 +1,4 @@
-"""Samples as the measurements read them: a fixed choice of a set, its images decoded once."""
+"""Samples as the measurements read them: a fixed choice of a set, what is shown of them decoded once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from mmpretrain.data.decode import decode_image
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader, open_reader
 from mmpretrain.evaluate.pretrained import Pretrained
-from mmpretrain.types import Sample
+from mmpretrain.evaluate.seeing import MAKE
+from mmpretrain.types import Sample, Visual
 
 T = TypeVar("T")
 _LOG = logging.getLogger("mmpretrain")
@@ -30,16 +30,16 @@ class EvalSet(NamedTuple):
 
 
 class Shards(Sequence):
-    """The samples of shards as a sequence; each access reads one sample."""
+    """The samples of shards as a sequence; each access reads one sample, without its pictures or regions where they are not asked for."""
 
-    def __init__(self, reader: ShardReader) -> None:
-        self.reader = reader
+    def __init__(self, reader: ShardReader, images: bool = True, regions: bool = True) -> None:
+        self.reader, self.images, self.regions = reader, images, regions
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
-        return self.reader.read(index)
+        return self.reader.read_at(*self.reader.locate(index), self.images, self.regions)
 
 
 def open_set(name: str, source: str | Sequence[str]) -> EvalSet:
@@ -77,26 +77,46 @@ def chosen(data: EvalSet, limit: int | None, keep: Callable[[Sample], bool] = la
             yield sample
 
 
-def single_image(sample: Sample) -> bool:
-    """Whether the sample has exactly one image."""
-    return len(sample.images) == 1
+def fitted(pretrained: Pretrained, data: EvalSet) -> EvalSet:
+    """The set with only what the model is shown read from its shards.
+
+    Raises:
+        ValueError: the model reads regions, and the shards have none, or those of another extractor than the run's.
+    """
+    if not isinstance(data.samples, Shards):
+        return data
+    shown, reader = pretrained.seeing.shown, data.samples.reader
+    if shown.has_regions:
+        if not any(index.regions_S.any() for index in reader.indexes):
+            raise ValueError(f"{data.name}: no sample has KEY.regions.npz, which this checkpoint reads; {MAKE}")
+        _check_extractor(pretrained, data.name, reader)
+    return data._replace(samples=Shards(reader, shown.has_image, shown.has_regions))
 
 
-def picture(pretrained: Pretrained, sample: Sample) -> Tensor | None:
-    """The image of a sample as the model wants it, uint8 (3, H, W); None, with a warning, where it cannot be decoded."""
+def _check_extractor(pretrained: Pretrained, name: str, reader: ShardReader) -> None:
+    own, found = pretrained.about.get("regions"), regions_info.check_readers([reader])
+    if own and found is not None and found.fingerprint != own["fingerprint"]:
+        raise ValueError(
+            f"{name}: its regions were made by {found.source} ({found.fingerprint[:12]}), those that the checkpoint was trained on by "
+            f"{own['source']} ({own['fingerprint'][:12]}), so their features mean something else; {MAKE}"
+        )
+
+
+def visual(pretrained: Pretrained, sample: Sample) -> Visual | None:
+    """What the model is shown of a sample; None, with a warning, where it cannot be decoded."""
     try:
-        return pretrained.transform(sample.images[0])
+        return pretrained.see(sample)
     except BadSample as error:
         _LOG.warning("left out of the evaluation: sample %s: %s", sample.key, error)
         return None
 
 
-def with_pictures(pretrained: Pretrained, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Tensor]]:
-    """The samples whose image can be decoded, with the image."""
+def with_visuals(pretrained: Pretrained, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Visual]]:
+    """The samples of which what is shown can be decoded, with it."""
     for sample in samples:
-        image = picture(pretrained, sample)
-        if image is not None:
-            yield sample, image
+        found = visual(pretrained, sample)
+        if found is not None:
+            yield sample, found
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -124,7 +144,7 @@ def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image],
             _LOG.info("not used for the comparison: %s", error)
             continue
         images, texts = [], []
-        for sample in chosen(found, 4 * n, lambda sample: single_image(sample) and bool(sample.captions or sample.statements)):
+        for sample in chosen(found, 4 * n, lambda sample: len(sample.images) == 1 and bool(sample.captions or sample.statements)):
             try:
                 images.append(decode_image(sample.images[0]))
             except BadSample as error:

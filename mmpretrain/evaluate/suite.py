@@ -10,7 +10,7 @@ from mmpretrain.evaluate.mlm import masked_accuracy
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result
 from mmpretrain.evaluate.retrieval import FUSION_LIMIT, retrieval
-from mmpretrain.evaluate.samples import EvalSet, chosen, of_reader, single_image
+from mmpretrain.evaluate.samples import EvalSet, chosen, of_reader
 from mmpretrain.evaluate.zeroshot import TEMPLATES, Classes, zeroshot
 from mmpretrain.types import Sample
 
@@ -70,10 +70,11 @@ def evaluate(
     """
     if unknown := [name for name in only if name not in MEASUREMENTS]:
         raise ValueError(f"evaluate: unknown measurement {unknown[0]!r}; known are {', '.join(MEASUREMENTS)}")
+    captioned = lambda sample: pretrained.shows(sample) and bool(sample.captions)
     results: list[Result] = []
     for place, data_set in enumerate(sets_of(data)):
         ranked = pretrained.dual or (pretrained.can_match() and (limits.fusion_sets is None or place < limits.fusion_sets))
-        if "retrieval" in only and ranked and any(True for _ in chosen(data_set, None, _captioned)):
+        if "retrieval" in only and ranked and any(True for _ in chosen(data_set, None, captioned)):
             limit = limits.retrieval if pretrained.dual or limits.retrieval is None else min(limits.retrieval, FUSION_LIMIT)
             report = _named(progress, f"retrieval {data_set.name}")
             results += retrieval(pretrained, data_set, limit, limits.captions, progress=report)
@@ -95,13 +96,9 @@ def sets_of(data: ShardData | Iterable[EvalSet]) -> list[EvalSet]:
     return [of_reader(name, data.val_reader(name)) for name in data.val_sources]
 
 
-def _captioned(sample: Sample) -> bool:
-    return single_image(sample) and bool(sample.captions)
-
-
 def _objects(pretrained: Pretrained, data: EvalSet, limit: int | None, templates: Sequence[str]) -> list[Result]:
     """Which coloured shapes does a picture show? Any that it shows counts."""
-    classes = sorted({name for sample in chosen(data, limit, single_image) for name in object_names(sample)})
+    classes = sorted({name for sample in chosen(data, limit, pretrained.shows) for name in object_names(sample)})
     if len(classes) < 2:
         return []
     number = {name: i for i, name in enumerate(classes)}

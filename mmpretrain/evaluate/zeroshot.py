@@ -18,8 +18,8 @@ from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.ranking import chance_recall, dense_standing
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import tie_tolerance
-from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, single_image, with_pictures
-from mmpretrain.types import Sample
+from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, with_visuals
+from mmpretrain.types import Sample, Visual
 
 TEMPLATES = (
     "{}",
@@ -84,14 +84,14 @@ def classifier(pretrained: Pretrained, classes: Sequence[str], templates: Sequen
     return torch.nn.functional.normalize(mean_CE, dim=-1)
 
 
-def class_scorer(pretrained: Pretrained, classes: Sequence[str], templates: Sequence[str]) -> Callable[[Sequence[Tensor]], Tensor]:
-    """A function from transformed images to scores with every class, float32 (images, C). The texts are read once."""
+def class_scorer(pretrained: Pretrained, classes: Sequence[str], templates: Sequence[str]) -> Callable[[Sequence[Tensor | Visual]], Tensor]:
+    """A function from transformed images, or what samples show, to scores with every class, float32 (images, C). Texts are read once."""
     if pretrained.dual:
         weight_EC = classifier(pretrained, classes, templates).T
         return lambda pixels: pretrained.encode_pixels(pixels) @ weight_EC
     tokens = pretrained.tokenize([prompt for name in classes for prompt in fill(templates, name)])
 
-    def score(pixels: Sequence[Tensor]) -> Tensor:
+    def score(pixels: Sequence[Tensor | Visual]) -> Tensor:
         image_P, text_P = np.divmod(np.arange(len(pixels) * len(tokens)), len(tokens))
         return pretrained.match(pixels, tokens, image_P, text_P).view(len(pixels), len(classes), len(templates)).mean(dim=2)
 
@@ -124,11 +124,11 @@ def zeroshot(
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise ValueError("zero-shot: needs at least two classes, each named once")
     limit = 256 if limit is None and not pretrained.dual else limit
-    wanted = chosen(data, limit, lambda sample: single_image(sample) and bool(labels(sample)))
+    wanted = chosen(data, limit, lambda sample: pretrained.shows(sample) and bool(labels(sample)))
     right: list[list[int]] = []
     parts: list[Tensor] = []
     scorer = class_scorer(pretrained, classes, templates)
-    for part in chunks(with_pictures(pretrained, wanted), 256):
+    for part in chunks(with_visuals(pretrained, wanted), 256):
         right.extend(sorted(set(labels(sample))) for sample, _ in part)
         parts.append(scorer([image for _, image in part]))
     if not parts:
@@ -144,4 +144,3 @@ def zeroshot(
     return [
         Result(f"{name}/{data.name}/top{k}", float(standing.recall(k).mean()), chance_recall(matches, len(classes), k), stamp) for k in ks
     ]
-

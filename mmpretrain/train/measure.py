@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result
 from mmpretrain.evaluate.suite import MEASUREMENTS, Limits, evaluate, metrics
@@ -103,6 +104,7 @@ def live(trainer: pl.Trainer, pl_module: Any, weights: str = "raw") -> Pretraine
         config=pl_module.config,
         weights=weights,
         source=f"step {trainer.global_step}",
+        shown=getattr(data, "shown", Shown()),
         runner=lambda function: root(function, mode="call"),
         autocast=_AUTOCAST.get(str(trainer.precision)),
     )
