@@ -1,4 +1,4 @@
-"""Anything that people call an image, as a PIL image."""
+"""Anything that people call an image, as a PIL image; and what stands for one to a model over regions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmpretrain.data.decode import decode_image
+from mmpretrain.types import Regions, Sample, Visual
 
 ImageLike = Image.Image | str | Path | bytes | Tensor
+VisualLike = ImageLike | Regions | Sample | Visual
 
 
 def file_of(image: ImageLike) -> bytes | None:
-    """The bytes of an image file, where ``image`` is one or names one; None for other forms."""
+    """The bytes of an image file or of a file of regions, where ``image`` is one or names one; None for other forms."""
     if isinstance(image, bytes):
         return image
     if not isinstance(image, (str, Path)):
@@ -24,6 +26,11 @@ def file_of(image: ImageLike) -> bytes | None:
     if not path.is_file():
         raise ValueError(f"{path}: no such image file")
     return path.read_bytes()
+
+
+def holds_regions(data: bytes) -> bool:
+    """Whether the bytes of a file are those of a ``KEY.regions.npz`` rather than a picture."""
+    return data[:2] == b"PK"
 
 
 def picture_of(image: ImageLike) -> Image.Image:

@@ -12,12 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmpretrain.data.collate import Collator
-from mmpretrain.data.errors import BadSample
-from mmpretrain.data.regions import decode_regions
 from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.engine import Engine, Runner
-from mmpretrain.evaluate.inputs import ImageLike, file_of, picture_of
-from mmpretrain.types import Collate, Regions, Sample, Tokens, Visual, Vocabulary
+from mmpretrain.evaluate.inputs import VisualLike
+from mmpretrain.evaluate.seeing import Seeing
+from mmpretrain.types import Collate, Sample, Tokens, Visual, Vocabulary
 
 IMAGES = 512  # decoded images held at a time
 
@@ -45,9 +44,9 @@ class Pretrained(Engine):
         config: the resolved configuration of the run.
         weights: "raw" or "ema".
         source: where it came from, for stamps.
-        shown: what the model is shown of a sample: its picture, its regions or both.
         about: what the checkpoint says of itself beside the configuration: step, data_fingerprint, versions, ...
-        shown: what the run shows of samples; of sources that are shown in another way by their names, the others as ``""``. None: pictures.
+        shown: what the model is shown of a sample: its picture, its regions or both.
+        sources: what it is shown of the sources that say so themselves, by their names.
         runner, autocast: see :class:`Engine`.
     """
 
@@ -63,14 +62,16 @@ class Pretrained(Engine):
         config: Mapping[str, Any] | None = None,
         weights: str = "raw",
         source: str = "",
-        shown: Shown = Shown(),  # noqa: B008  (immutable)
         about: Mapping[str, Any] | None = None,
-        shown: Mapping[str, Shown] | None = None,
+        shown: Shown = Shown(),  # noqa: B008  (immutable)
+        sources: Mapping[str, Shown] | None = None,
         runner: Runner | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, objectives, collate, runner, autocast)
-        self.tokenizer, self.image_transform, self.vocabulary, self.shown = tokenizer, image_transform, vocabulary, shown
+        self.tokenizer, self.image_transform, self.vocabulary = tokenizer, image_transform, vocabulary
+        self.sources = dict(sources or {})
+        self.seeing = self._seeing(shown)
         self.config, self.weights, self.source, self.about = dict(config or {}), weights, source, dict(about or {})
 
     @classmethod
@@ -105,17 +106,25 @@ class Pretrained(Engine):
             raise ValueError("this checkpoint has no tokenizer: it was trained without text")
         return self.tokenizer.tokenize(text) if isinstance(text, str) else [self.tokenizer.tokenize(t) for t in text]
 
-    def _seeing(self, source: str) -> Seeing:
-        width = getattr(self.model.spec, "feature_width", None)
-        return Seeing(self.image_transform, self.shown.get(source, self.shown[""]), width)
+    def _seeing(self, shown: Shown) -> Seeing:
+        return Seeing(self.image_transform, shown, getattr(self.model.spec, "feature_width", None))
+
+    @property
+    def shown(self) -> Shown:
+        """What the model is shown of a sample."""
+        return self.seeing.shown
 
     def on(self, name: str) -> Pretrained:
         """The same model on samples of the set ``name``: shown as the run shows the source of that name, if it has one."""
-        if name not in self.shown:
+        if name not in self.sources:
             return self
         found = copy.copy(self)
-        found.seeing = self._seeing(name)
+        found.seeing = self._seeing(self.sources[name])
         return found
+
+    def shows(self, sample: Sample) -> bool:
+        """Whether a sample has what the model is shown, and no more than one picture."""
+        return self.seeing.shows(sample)
 
     def see(self, image: VisualLike) -> Visual:
         """What the model is shown of an image, without augmentation: a transformed picture, the regions that are shown, or both.
@@ -139,19 +148,17 @@ class Pretrained(Engine):
     def encode_image(self, images: Sequence[VisualLike]) -> Tensor:
         """Vectors of images, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
         parts = [images[start : start + IMAGES] for start in range(0, len(images), IMAGES)] or [images]
-        return torch.cat([self.encode_visuals([self.see(image) for image in part]) for part in parts])
+        return torch.cat([self.encode_pixels([self.see(image) for image in part]) for part in parts])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Vectors of texts, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
         return self.encode_tokens(self.tokenize(list(texts)))
 
-    def score(
-        self, images: Sequence[ImageLike | Regions | Visual], texts: Sequence[str], mode: str = "pairs", output: str = "score"
-    ) -> Tensor:
+    def score(self, images: Sequence[VisualLike], texts: Sequence[str], mode: str = "pairs", output: str = "score") -> Tensor:
         """How well texts fit images.
 
         Args:
-            images: n images; see :meth:`see` for models that read regions.
+            images: n images, see :meth:`see`.
             texts: n texts for ``mode="pairs"``, m for ``mode="matrix"``.
             mode: "pairs" gives (n,), text i with image i; "matrix" gives (n, m).
             output: "score": cosine, or log-odds of matching for fusion models; "logit": what the loss saw (cosine times scale plus
@@ -164,9 +171,9 @@ class Pretrained(Engine):
             raise ValueError(f"score: mode is 'pairs' or 'matrix', not {mode!r}")
         if mode == "pairs" and len(images) != len(texts):
             raise ValueError(f"score: mode 'pairs' needs as many texts as images, not {len(texts)} and {len(images)}; use mode='matrix'?")
-        pixels, tokens = [self.see(image) for image in images], self.tokenize(list(texts))
+        visuals, tokens = [self.see(image) for image in images], self.tokenize(list(texts))
         if self.dual:
-            image_nE, text_mE = self.encode_pixels(pixels), self.encode_tokens(tokens)
+            image_nE, text_mE = self.encode_pixels(visuals), self.encode_tokens(tokens)
             scores = (image_nE * text_mE).sum(dim=1) if mode == "pairs" else image_nE @ text_mE.T
             return self._as(scores, output)
         n, m = len(visuals), len(tokens)

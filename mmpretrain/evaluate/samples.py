@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from mmpretrain.data import regions_info
 from mmpretrain.data.decode import decode_image
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader, open_reader
@@ -85,7 +86,7 @@ def fitted(pretrained: Pretrained, data: EvalSet) -> EvalSet:
     """
     if not isinstance(data.samples, Shards):
         return data
-    shown, reader = pretrained.seeing.shown, data.samples.reader
+    shown, reader = pretrained.shown, data.samples.reader
     if shown.has_regions:
         if not any(index.regions_S.any() for index in reader.indexes):
             raise ValueError(f"{data.name}: no sample has KEY.regions.npz, which this checkpoint reads; {MAKE}")

@@ -125,7 +125,7 @@ def test_a_checkpoint_scores_regions(run, shards) -> None:
     best = np.argsort(-strong.scores)[:3]
     kept = strong._replace(**{name: x[best] for name, x in strong._asdict().items() if name not in ("image_size", "global_feature")})
     assert torch.equal(pretrained.score([strong], texts[:1]), pretrained.score([kept], texts[:1]))
-    with pytest.raises(ValueError, match=r"trained with data\.show=regions: give it Regions"):
+    with pytest.raises(ValueError, match=r"reads regions, no pictures: give Regions"):
         pretrained.score([torch.zeros(3, 8, 8, dtype=torch.uint8)], texts[:1])
 
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_shows_something_else_is_refused(run, tmp_path) -> Non
     for show, regions, message in (
         ("boxes", {}, "data.show='boxes'"),
         ("regions", {"most": 0}, "data.regions"),
-        ("regions", [1], "no table"),
+        ("regions", [1], "not a table"),
     ):
         found = torch.load(path, weights_only=True)
         found["mmpretrain"]["config"]["data"] |= {"show": show, "regions": regions}

@@ -1,0 +1,90 @@
+"""What a model is shown of a sample in evaluation: its picture, its regions, or both, as in training without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.regions import decode_regions
+from mmpretrain.data.visual import Shown
+from mmpretrain.evaluate.inputs import ImageLike, VisualLike, file_of, holds_regions, picture_of
+from mmpretrain.types import Regions, Sample, Visual
+
+MAKE = "make regions with the extractor of the run: mmpretrain data regions (docs/regions.md)"
+
+
+class Seeing:
+    """From a sample, or whatever else people call an image, to what the model is shown.
+
+    Args:
+        image: transform of pictures; None: there is none.
+        shown: picture, regions or both, and which regions.
+        width: values of a region's feature that the model takes; None: any number.
+    """
+
+    def __init__(self, image: Any, shown: Shown = Shown(), width: int | None = None) -> None:  # noqa: B008  (immutable)
+        self.image, self.shown, self.width = image, shown, width
+
+    def shows(self, sample: Sample) -> bool:
+        """Whether a sample has all that is shown; of several pictures there is none to show."""
+        if self.shown.has_regions and not sample.regions:
+            return False
+        return len(sample.images) == 1 if self.shown.has_image else len(sample.images) < 2
+
+    def __call__(self, given: VisualLike) -> Visual:
+        """What is shown of ``given``: a sample; regions, or a file of them; a picture in any form; a ``Visual``, which is kept.
+
+        Raises:
+            ValueError: it lacks what the model reads, or cannot be read (``BadSample``).
+        """
+        if isinstance(given, Visual):
+            found = given
+        elif isinstance(given, Sample):
+            images, regions = given.images, given.regions
+            found = Visual(
+                self._picture(images) if self.shown.has_image and images else None,
+                self._regions(regions) if self.shown.has_regions and regions else None,
+            )
+        else:
+            found = self._alone(given)
+        return self._complete(found)
+
+    def _alone(self, given: ImageLike | Regions) -> Visual:
+        if isinstance(given, Regions):
+            return Visual(regions=self._chosen(given))
+        data = file_of(given)
+        if data is not None and holds_regions(data):
+            return Visual(regions=self._regions(data))
+        return Visual(self._picture(given if data is None else [data]) if self.shown.has_image else None)
+
+    def _complete(self, found: Visual) -> Visual:
+        """The visual without what the model does not read."""
+        image, regions = (found.image if self.shown.has_image else None), (found.regions if self.shown.has_regions else None)
+        if self.shown.has_image and image is None:
+            raise ValueError("this checkpoint reads pictures" + (" and regions: give a Sample with both" if self.shown.has_regions else ""))
+        if self.shown.has_regions and regions is None and self.shown.has_image:
+            raise ValueError(f"this checkpoint reads pictures and regions: give a Sample with both; {MAKE}")
+        if self.shown.has_regions and regions is None:
+            raise ValueError(f"this checkpoint reads regions, no pictures: give Regions, a KEY.regions.npz or a Sample with one; {MAKE}")
+        return found._replace(image=image, regions=regions)
+
+    def _picture(self, given: ImageLike | Sequence[bytes]) -> Tensor:
+        if self.image is None:
+            raise ValueError("this checkpoint has no image transform: it was trained without images")
+        return self.image.read(given) if isinstance(given, list | tuple) else self.image(picture_of(given))
+
+    def _regions(self, data: bytes) -> Regions:
+        return self._chosen(decode_regions(data))
+
+    def _chosen(self, regions: Regions) -> Regions:
+        """The regions that are shown; the tables of probabilities, which no model reads, are left behind."""
+        if not self.shown.has_regions:
+            return regions
+        if self.width is not None and regions.features.shape[1] != self.width:
+            raise DataError(f"the regions have features of {regions.features.shape[1]} values, the model takes {self.width}; {MAKE}")
+        if not len(regions.boxes):
+            raise BadSample("there is no region")
+        return self.shown.regions.choose(regions)._replace(class_probs=None, attribute_probs=None)
