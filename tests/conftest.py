@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ def real_shards() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("MMPRETRAIN_REAL_SHARDS does not name the folder of the real shards")
     return Path(named)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_found() -> Iterator[None]:
+    """What a test makes quiet speaks again in the next one."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -111,6 +111,8 @@ class WandbDashboard(WandbLogger):
         known = set(wandb.Settings.model_fields)
         self._wandb_init["settings"] = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
         Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
+        if self._wandb_init["mode"] != "online":
+            self._wandb_init.pop("resume", None)  # offline it does nothing, and older versions of W&B warn of it
         try:
             run = super().experiment
         except wandb.Error as error:
@@ -118,6 +120,7 @@ class WandbDashboard(WandbLogger):
                 raise
             rank_zero_warn(f"W&B cannot be reached ({_line(error)}); this run is kept offline")
             self._wandb_init["mode"] = "offline"
+            self._wandb_init.pop("resume", None)
             run = super().experiment
         for name in HIDDEN:
             run.define_metric(name, step_metric=STEP, step_sync=True, hidden=True)
