@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import tiny
+from helpers.bert_block import encoder
 from torch import Tensor, nn
 
 from mmpretrain.models.pixelbert import PixelBERT
@@ -45,20 +46,6 @@ def test_parameter_counts_of_the_paper() -> None:
     assert sum(p.numel() for p in made.parameters()) - cnn == 111_055_872
 
 
-def block(x: Tensor, p: dict[str, Tensor], mask: Tensor) -> Tensor:
-    """BERT's block, spelled out, on a padded batch."""
-    q, k, v = F.linear(x, p["attention.qkv.weight"], p["attention.qkv.bias"]).chunk(3, -1)
-    b, length, width = x.shape
-    q, k, v = (t.view(b, length, HEADS, -1).transpose(1, 2) for t in (q, k, v))
-    scores = q @ k.transpose(-1, -2) / (width / HEADS) ** 0.5 + (1.0 - mask[:, None, None].float()) * -10000.0
-    y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, length, width)
-    x = F.layer_norm(
-        x + F.linear(y, p["attention.out.weight"], p["attention.out.bias"]), (width,), p["norm1.weight"], p["norm1.bias"], 1e-12
-    )
-    y = F.linear(F.gelu(F.linear(x, p["mlp.up.weight"], p["mlp.up.bias"])), p["mlp.down.weight"], p["mlp.down.bias"])
-    return F.layer_norm(x + y, (width,), p["norm2.weight"], p["norm2.bias"], 1e-12)
-
-
 def reference(m: PixelBERT, inputs: Batch) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Text padded to the longest, pixels after it, one picture at a time through the network: states and pooled state."""
     text, image, p = inputs.text, inputs.image, dict(m.named_parameters())
@@ -75,9 +62,7 @@ def reference(m: PixelBERT, inputs: Batch) -> tuple[list[Tensor], list[Tensor], 
                 cell = p["image.projection.weight"] @ grid[:, y, z] + p["image.semantic"][0]
                 x[i, longest + y * grid.shape[2] + z] = cell
         mask[i, : text.lengths[i]] = mask[i, longest : longest + n] = True
-    for d in range(2):
-        beginning = f"transformer.blocks.{d}."
-        x = block(x, {name.removeprefix(beginning): q for name, q in p.items() if name.startswith(beginning)}, mask)
+    x = encoder(m, x, mask, HEADS)
     pooled = torch.tanh(F.linear(x[:, 0], p["pooler.dense.weight"], p["pooler.dense.bias"]))
     return [x[i, :n] for i, n in enumerate(text.lengths)], [x[i, longest : longest + n] for i, n in enumerate(CELLS)], pooled
 
