@@ -97,11 +97,16 @@ class MaskedText(Objective):
             raise ValueError(f"{self.name}: corrupt needs the vocabulary; call bind(spec, vocabulary) first")
         return batch.text, self.vocabulary
 
-    def _masked(self, batch: Batch, chosen_BT: Tensor, maskable_BT: Tensor, groups_BT: Tensor | None = None) -> Batch:
-        """The batch with the chosen tokens masked. One device synchronisation (the list of chosen tokens)."""
+    def _masked(
+        self, batch: Batch, chosen_BT: Tensor, maskable_BT: Tensor, groups_BT: Tensor | None = None, counts_B1: Tensor | None = None
+    ) -> Batch:
+        """The batch with the chosen tokens masked; those of texts that do not count are masked, but not to be predicted. One device
+        synchronisation (the list of chosen tokens)."""
         text, vocabulary = self._vocabulary(batch)
         layout = Layout(text.lengths)
         ids_BT = replaced(text.ids_BT, chosen_BT, batch.draw_keys_B, vocabulary, self.mask, self.random, self.name)
+        if counts_B1 is not None:
+            chosen_BT, maskable_BT = chosen_BT & counts_B1, maskable_BT & counts_B1
         rows_R = layout.pack(chosen_BT).nonzero().squeeze(1)
         labels_R = layout.pack(text.ids_BT).index_select(0, rows_R)
         groups_R = None if groups_BT is None else layout.pack(groups_BT).index_select(0, rows_R)
@@ -172,7 +177,8 @@ class MLM(MaskedText):
         segment: of pairs, the text that is masked: 0 the first, 1 the second; None: both.
         head_of: the objective whose head is used; None: a head of its own.
         weight, view, after, sources: see ``Objective``.
-        only_if_matched: mask nothing in a text that is not true of its image.
+        only_if_matched: tokens of texts that are not true of their image do not count. They are masked like the others: in a view with ITM
+            the masks must not tell which pairs are true. ITM comes first in the recipe then, so that its texts are what is masked.
     """
 
     def __init__(
@@ -214,10 +220,9 @@ class MLM(MaskedText):
         free_BT = maskable(text, vocabulary, self.segment)
         if self.content:
             free_BT = free_BT & self._has_content(vocabulary, text.ids_BT.device)[text.ids_BT]
-        if self.only_if_matched and batch.matched_B is not None:
-            free_BT = free_BT & batch.matched_B[:, None]
+        counts_B1 = batch.matched_B[:, None] if self.only_if_matched and batch.matched_B is not None else None
         chosen_BT = choose(text, free_BT, batch.draw_keys_B, self.prob, self.unit, self.spans, self.name, self.at_least_one)
-        return self._masked(batch, chosen_BT, free_BT)
+        return self._masked(batch, chosen_BT, free_BT, counts_B1=counts_B1)
 
     def _has_content(self, vocabulary: Vocabulary, device: torch.device) -> Tensor:
         """Whether a token is no function word, bool (vocabulary,)."""
@@ -228,7 +233,8 @@ class MLM(MaskedText):
         return self._content
 
     def forward(self, hidden: Fused, batch: Batch) -> Score:
-        """Summed cross-entropy over the chosen tokens. Stats: ``accuracy`` and ``masked_share`` (chosen / maskable tokens)."""
+        """Summed cross-entropy over the chosen tokens. Stats: ``accuracy`` and ``masked_share`` (chosen / maskable tokens), of texts that
+        count."""
         count = self.count(batch)
         total, right_R = self._cross_entropy(hidden, batch)
         return Score(total, count, {"accuracy": (right_R.sum(), count), "masked_share": (count, self._target(batch).maskable)})

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.objectives import CLS, MASK, SEP, Stack, batch_of, example, keys, ragged, spec, tokens, vocabulary
+from helpers.objectives import CLS, MASK, SEP, Stack, batch_of, example, keys, picture, ragged, spec, tokens, vocabulary
 
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout
+from mmpretrain.objectives.itm import ITM
 from mmpretrain.objectives.mlm import MLM
+from mmpretrain.objectives.swaps import Swaps
 from mmpretrain.objectives.text_masking import Spans
 from mmpretrain.types import Batch, Text
 
@@ -101,13 +103,37 @@ def test_at_least_one_and_none():
     assert len(set(free.tolist())) < 300 and set(free.tolist()) < set(forced.tolist()) and set(forced.tolist()) == set(range(300))
 
 
-def test_texts_that_are_not_true_stay_as_they_are():
+def test_texts_that_are_not_true_are_masked_and_do_not_count():
     batch = batch_of([example(i, matched=i % 2 == 0) for i in range(20)])
-    out = bound(prob=1.0).corrupt(batch, {})
-    assert torch.equal(out.text.ids_BT[1::2], batch.text.ids_BT[1::2]) and (out.text.ids_BT[::2] == MASK).any(1).all()
-    both = bound(prob=1.0, only_if_matched=False).corrupt(batch, {})
-    assert (both.text.ids_BT == MASK).any(1).all()
-    assert bound(prob=1.0).count(out) < bound(only_if_matched=False).count(both)
+    strict, free = bound(), bound(only_if_matched=False)
+    out, all_of_it = strict.corrupt(batch, {}), free.corrupt(batch, {})
+    assert torch.equal(out.text.ids_BT, all_of_it.text.ids_BT) and (out.text.ids_BT[1::2] == MASK).any()
+    sample_N = Layout(batch.text.lengths).sample_N(torch.device("cpu"))
+    counted, chosen = out.targets["mlm"].rows_R, all_of_it.targets["mlm"].rows_R
+    assert torch.equal(counted, chosen[sample_N[chosen] % 2 == 0]) and 0 < len(counted) < len(chosen)
+    assert strict.count(out) == len(counted) and free.count(all_of_it) == len(chosen)
+    hidden = hidden_for(batch, requires_grad=True)
+    score = strict(hidden, out)
+    assert score.stats["masked_share"][1] == sum(n - 2 for n in batch.text.lengths[::2])
+    score.sum.backward()
+    seen = hidden.text.x_ND.grad.any(1).nonzero().squeeze(1)
+    assert torch.equal(seen, counted)
+    none = strict.corrupt(batch._replace(matched_B=torch.zeros(20, dtype=torch.bool)), {})
+    assert torch.equal(none.text.ids_BT, out.text.ids_BT) and strict.count(none) == 0
+
+
+def test_the_masks_of_a_view_with_itm_do_not_tell_which_pairs_are_true():
+    """In one view with ITM (Unicoder-VL, ImageBERT) as many words of false pairs are masked as of true ones."""
+    n, itm, mlm = 3000, ITM(view="main"), bound(size=400)
+    batch = texts(n, 22, size=400)._replace(image=Stack().pixels([picture(0)] * n), matched_B=torch.ones(n, dtype=torch.bool))
+    rows = tuple(range(0, n, 2))
+    itm.name = "itm"
+    swaps = Swaps(torch.tensor([2, 0] * (n // 2)), rows, Stack().pixels([picture(i) for i in rows]))
+    out = mlm.corrupt(itm.corrupt(batch._replace(targets={"itm": swaps}), {}), {})
+    masked_B = (out.text.ids_BT == MASK).sum(1)
+    for false in (0, 1):
+        assert within_four_sigma(int(masked_B[false::2].sum()), n // 2 * 20, 0.15 * 0.8)
+    assert (out.targets["mlm"].rows_R // 22 % 2 == 1).all() and within_four_sigma(int(mlm.count(out)), n // 2 * 20, 0.15)
 
 
 def test_loss_against_numpy():
