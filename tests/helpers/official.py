@@ -100,20 +100,23 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     crc = zlib.crc32(name.encode())
     unit = ((n * n % PRIME) * (crc % PRIME) + 48271 * n + crc) % PRIME / PRIME * 2 - 1
     unit = unit.reshape(shape)
-    if "LayerNorm" in name and name.endswith("weight"):
+    if ("LayerNorm" in name or "layer_norm" in name) and name.endswith("weight"):
         return 1 + 0.3 * unit
     if len(shape) == 1:
         return 0.2 * unit
     return unit * (0.8 if "embeddings.weight" in name and "image" not in name else (3 / shape[1]) ** 0.5)
 
 
-def fill(model: nn.Module, names: dict[str, tuple[str, ...]]) -> nn.Module:
+def fill(model: nn.Module, names: dict[str, tuple[str, ...]], more: dict[str, torch.Tensor] | None = None) -> nn.Module:
     """Our model with the values of the released one; in eval mode.
 
+    Args:
+        more: parameters that are no whole tensors of the release, by our names.
+
     Raises:
-        RuntimeError: ``names`` does not cover the model exactly.
+        RuntimeError: ``names`` and ``more`` do not cover the model exactly.
     """
-    state = {}
+    state = dict(more or {})
     for ours, theirs in names.items():
         module = model.get_submodule(ours)
         for leaf, parameter in module.named_parameters(recurse=False):
