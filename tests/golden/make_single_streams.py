@@ -43,8 +43,9 @@ def stand_in(name: str, folder: Path | None = None, **members: object) -> None:
 
 def released(system: str, checkout: str, package: str | None) -> torch.nn.Module:
     """The released trunk, tiny, with the weights of the formula."""
-    s, sizes = SIZES, {"num_hidden_layers": SIZES.text_depth, "num_attention_heads": SIZES.text_heads, "intermediate_size": SIZES.text_hidden}
-    sizes |= {"hidden_size": s.text, "max_position_embeddings": s.positions, "type_vocab_size": 2}
+    s = SIZES
+    sizes = {"hidden_size": s.text, "num_hidden_layers": s.text_depth, "num_attention_heads": s.text_heads}
+    sizes |= {"intermediate_size": s.text_hidden, "max_position_embeddings": s.positions, "type_vocab_size": 2}
     sys.path.insert(0, checkout)
     if system in ("uniter", "villa"):
         for name in ("apex", "apex.normalization"):
@@ -101,8 +102,8 @@ def run_uniter(model: torch.nn.Module, batch: Batch, villa: bool) -> dict[str, T
         pairs = ((text.delta_ND, text.lengths), (regions.delta_NF, regions.lengths))
         deltas = [padded(rows.double(), lengths).requires_grad_() for rows, lengths in pairs]
         given += [True, ["text", "image"], *deltas]
-    words = {"txt_type_ids": text.segments_BT, "img_masks": padded(regions.removed_N, regions.lengths, 0), "output_all_encoded_layers": False}
-    states = model(*given, gather_index=index, **words)
+    masks = padded(regions.removed_N, regions.lengths, 0)
+    states = model(*given, index, masks, output_all_encoded_layers=False, txt_type_ids=text.segments_BT)
     pooled = model.pooler(states)
     found = {
         "text": torch.cat([states[i, :t] for i, (t, _) in enumerate(counts)]),

@@ -1,8 +1,8 @@
 """Single-stream models of released repositories: parameter names of UNITER (and VILLA, whose host it is) and of Oscar beside ours, and the
 batches of their golden files. Weights, text and regions are those of ``official``.
 
-``tests/golden/make_single_streams.py`` fills a released model with these and records what it returns; ``tests/models/test_released_states.py``
-fills ours and compares.
+``tests/golden/make_single_streams.py`` fills a released model with these and records what it returns;
+``tests/models/test_released_states.py`` fills ours and compares.
 """
 
 from __future__ import annotations
