@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from mmpretrain.evaluate.pretrained import Pretrained
-from mmpretrain.evaluate.samples import EvalSet, visual
+from mmpretrain.evaluate.samples import EvalSet, fitted, visual
 from mmpretrain.types import Sample
 
 FORMATS = (".parquet", ".npz")
@@ -27,7 +27,8 @@ def embed(pretrained: Pretrained, data: EvalSet, out: Path | str, part_size: int
     """Write keys, first captions and the vectors of images and captions.
 
     Columns (parquet) or arrays (npz): ``key`` and ``caption`` (text; "" where a sample has no caption), ``image`` and ``text``
-    (float32, width). The vector of a missing or undecodable image, or of a missing caption, is NaN. Samples stand in the order of the data.
+    (float32, width). The vector of an image that the sample lacks or that cannot be decoded, or of a missing caption, is NaN. Samples stand
+    in the order of the data.
 
     Args:
         pretrained: see ``Pretrained`` for what the vectors of fusion models are.
@@ -40,7 +41,8 @@ def embed(pretrained: Pretrained, data: EvalSet, out: Path | str, part_size: int
         the path of the file.
 
     Raises:
-        ValueError: a part size below 1, unknown format, the file exists, or parts of another checkpoint or data set are there.
+        ValueError: the model has no vectors of images and texts apart, a part size below 1, unknown format, the file exists, or parts of
+            another checkpoint or data set are there.
     """
     out = Path(out)
     if part_size < 1:
@@ -51,6 +53,8 @@ def embed(pretrained: Pretrained, data: EvalSet, out: Path | str, part_size: int
         raise ValueError(f"{out}: exists already; remove it or name another file")
     if out.suffix == ".parquet":
         _pyarrow()
+    pretrained.check_alone()
+    data = fitted(pretrained, data)
     plan = {
         "checkpoint": pretrained.source,
         "weights": pretrained.weights,
@@ -73,14 +77,15 @@ def embed(pretrained: Pretrained, data: EvalSet, out: Path | str, part_size: int
 
 
 def _vectors(pretrained: Pretrained, samples: list[Sample]) -> dict[str, np.ndarray]:
-    width = pretrained.model.spec.embed_dim or pretrained.model.spec.width
+    spec = pretrained.model.spec
+    width = spec.embed_dim or spec.width
     captions = [sample.captions[0] if sample.captions else "" for sample in samples]
-    image = np.full((len(samples), width), np.nan, dtype=np.float32)
+    image = np.full((len(samples), spec.embed_dim or spec.visual_width or spec.width), np.nan, dtype=np.float32)
     text = np.full((len(samples), width), np.nan, dtype=np.float32)
     with_image = [i for i, sample in enumerate(samples) if pretrained.shows(sample)]
     with_text = [i for i, caption in enumerate(captions) if caption]
-    pixels = [visual(pretrained, samples[i]) if pretrained.image_transform is not None else None for i in with_image]
-    decoded = [(i, found) for i, found in zip(with_image, pixels, strict=True) if found is not None]
+    seen = [visual(pretrained, samples[i]) if pretrained.image_transform is not None else None for i in with_image]
+    decoded = [(i, found) for i, found in zip(with_image, seen, strict=True) if found is not None]
     if decoded:
         image[[i for i, _ in decoded]] = pretrained.encode_pixels([found for _, found in decoded]).numpy()
     if with_text and pretrained.tokenizer is not None:
@@ -137,10 +142,9 @@ def _join_parquet(paths: list[Path], out: Path, plan: dict[str, Any]) -> None:
     writer = None
     try:
         for part in map(_read, paths):
-            width = part["image"].shape[1]
             columns = {name: arrow.array(part[name].tolist(), arrow.string()) for name in ("key", "caption")}
             for name in ("image", "text"):
-                columns[name] = arrow.FixedSizeListArray.from_arrays(arrow.array(part[name].reshape(-1)), width)
+                columns[name] = arrow.FixedSizeListArray.from_arrays(arrow.array(part[name].reshape(-1)), part[name].shape[1])
             table = arrow.table(columns).replace_schema_metadata({"mmpretrain": json.dumps(plan)})
             writer = writer or parquet.ParquetWriter(out, table.schema)
             writer.write_table(table)

@@ -1,4 +1,4 @@
-"""Runs a model on prepared inputs: batches of tokens and pixels cut to a budget, in evaluation mode, where the parameters are whole."""
+"""Runs a model on prepared inputs: batches of texts, pictures and regions cut to a budget, in evaluation mode, with whole parameters."""
 
 from __future__ import annotations
 
@@ -88,7 +88,12 @@ class Engine:
         return self.run(read)
 
     def encode_tokens(self, tokens: Sequence[Tokens]) -> Tensor:
-        """Vectors of tokenised texts, float32 (n, width). Equal texts are encoded once."""
+        """Vectors of tokenised texts, float32 (n, width). Equal texts are encoded once.
+
+        Raises:
+            ValueError: the model reads no text alone.
+        """
+        self.check_alone()
         unique = {item.ids: item for item in tokens}
         order = sorted(unique, key=lambda ids: (len(ids), ids))
         slot = {ids: i for i, ids in enumerate(order)}
@@ -99,28 +104,49 @@ class Engine:
         return self._gather(parts)[[slot[item.ids] for item in tokens]]
 
     def encode_pixels(self, images: Sequence[Tensor | Visual]) -> Tensor:
-        """Vectors of transformed images, or of whatever samples show, float32 (n, width)."""
+        """Vectors of transformed images, or of whatever samples show, float32 (n, width).
+
+        Raises:
+            ValueError: the model reads no image alone.
+        """
+        self.check_alone()
         seen = [as_visual(image) for image in images]
-        order = sorted(range(len(seen)), key=lambda i: _shape(seen[i]))
+        order = sorted(range(len(seen)), key=lambda i: _size(seen[i]))
         parts = [
             self._encode(Batch(keys=("",) * len(part), draw_keys_B=self._draws(len(part)), **self.visuals([seen[i] for i in part])))
             for part in cut(order, [self.visual_tokens(seen[i]) for i in order])
         ]
-        return self._gather(parts)[np.argsort(order)]
+        spec = self.model.spec
+        width = spec.embed_dim or spec.visual_width or spec.width
+        return self._gather(parts, (width,))[np.argsort(order)]
+
+    def check_alone(self) -> None:
+        """
+        Raises:
+            ValueError: the model reads text and image together only, so that there is no vector of one of them.
+        """
+        if not self.model.spec.alone:
+            name = type(self.model).__name__
+            raise ValueError(f"{name} reads text and image together only, so neither has a vector of its own; score pairs instead")
+
+    def told(self, tokens: Tokens, visual: Visual) -> Tokens:
+        """A text as it is told of an image; here the text itself."""
+        return tokens
 
     def match(self, images: Sequence[Tensor | Visual], tokens: Sequence[Tokens], image_P: np.ndarray, text_P: np.ndarray) -> Tensor:
         """Log-odds of "image ``image_P[p]`` matches text ``text_P[p]``" by the matching head of a fusion model: float32 (P,).
 
-        Images are transformed pictures, or whatever samples show, made once, by the caller. Pairs are sorted by size, so that almost every
-        batch is rectangular.
+        Images are transformed pictures, or whatever samples show, made once, by the caller. Texts are told of the image of their pair: with
+        its tags, where the run tells them. Pairs are sorted by size, so that almost every batch is rectangular.
         """
         head = self.objective("fused", "score")
         if head is None:
             raise ValueError("this checkpoint has no matching head (objective ITM), so a fusion model cannot score pairs")
         seen = [as_visual(image) for image in images]
-        size_P = [(_shape(seen[i]), len(tokens[t].ids)) for i, t in zip(image_P, text_P, strict=True)]
+        told_P = [self.told(tokens[t], seen[i]) for i, t in zip(image_P, text_P, strict=True)]
+        size_P = [_size(seen[i], len(told.ids)) for i, told in zip(image_P, told_P, strict=True)]
         order = sorted(range(len(size_P)), key=size_P.__getitem__)
-        cost = [self.visual_tokens(seen[image_P[p]]) + len(tokens[text_P[p]].ids) for p in order]
+        cost = [self.visual_tokens(seen[image_P[p]]) + len(told_P[p].ids) for p in order]
         name = next(name for name in self.objectives if self.objectives[name] is head)
 
         def read(hidden: Any, objectives: Mapping[str, Any]) -> Tensor:
@@ -132,7 +158,7 @@ class Engine:
             batch = Batch(
                 keys=("",) * len(part),
                 draw_keys_B=self._draws(len(part)),
-                text=self.text([tokens[text_P[p]] for p in part]),
+                text=self.text([told_P[p] for p in part]),
                 **self.visuals([seen[image_P[p]] for p in part]),
             )
             parts.append(self.forward(batch, read, kind))
@@ -217,18 +243,23 @@ def as_visual(image: Tensor | Visual) -> Visual:
     return image if isinstance(image, Visual) else Visual(image)
 
 
-def _shape(visual: Visual) -> tuple[int, ...]:
-    """What samples of one shape have in common: height and width of the picture, number of regions."""
-    shape = () if visual.image is None else tuple(visual.image.shape)
-    return shape if visual.regions is None else (*shape, len(visual.regions.boxes))
+def _size(visual: Visual, text: int = 0) -> tuple[int, ...]:
+    """By what inputs are sorted, so that neighbours are alike: sides of the picture, tokens of text and regions, regions alone."""
+    regions = 0 if visual.regions is None else len(visual.regions.boxes)
+    return (*(() if visual.image is None else visual.image.shape), text + regions, regions)
 
 
 def _vectors(hidden: Paired | Fused, text: bool) -> Tensor:
-    """One vector per sample of the modality that was given."""
+    """One vector per sample of the modality that was given: the state of the token that stands for all of it, or, of an image without such
+    a token, the mean."""
     if isinstance(hidden, Paired):
         return hidden.text_BE if text else hidden.image_BE
     states: Ragged = hidden.text if text else hidden.image
-    return states.x_ND.index_select(0, states.layout.first_B(states.x_ND.device))
+    device, layout = states.x_ND.device, states.layout
+    if text or hidden.image_prefix:
+        return states.x_ND.index_select(0, layout.first_B(device))
+    total_BD = states.x_ND.new_zeros(layout.size, states.x_ND.shape[1]).index_add(0, layout.sample_N(device), states.x_ND)
+    return total_BD / torch.tensor(layout.lengths, dtype=total_BD.dtype, device=device)[:, None]
 
 
 def cut(order: Sequence[T], cost: Sequence[int], budget: int = TOKENS_PER_BATCH) -> Iterator[Sequence[T]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import tie_tolerance
 from mmpretrain.evaluate.samples import EvalSet, chosen, visual
 from mmpretrain.random import key_of, stream
-from mmpretrain.types import Sample
+from mmpretrain.types import Sample, Visual
 
 _OTHER = stream("evaluate/matching/other")
 _EDIT = stream("evaluate/matching/edit")
 _AGAINST = {"random": "a caption of another image", "edits": "the caption with one minimal edit"}
-IMAGES = 256  # decoded images held at a time
+IMAGES = 256  # samples whose pictures or regions are held at a time
 
 
 class _Pairs(NamedTuple):
@@ -48,7 +48,7 @@ def matching(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000) ->
 
     Args:
         pretrained: a dual encoder or a fusion model with a matching head.
-        data: samples with one image; captions and ``meta["edits"]``, or statements.
+        data: samples with what the model is shown; captions and ``meta["edits"]``, or statements.
         limit: at most so many samples, evenly spread over the set; None for all.
 
     Returns:
@@ -103,7 +103,7 @@ def edit_pairs(samples: Sequence[Sample]) -> _Pairs:
 
 
 def scores(pretrained: Pretrained, samples: Sequence[Sample], images: Sequence[int], texts: Sequence[str]) -> np.ndarray:
-    """Cosines or log-odds of text p with the image of sample ``images[p]``: float64 (P,), NaN where the image cannot be decoded.
+    """Cosines or log-odds of text p with the image of sample ``images[p]``: float64 (P,), NaN where it cannot be decoded.
 
     Each image is decoded once, and only a part of them is held at a time.
     """
@@ -112,17 +112,17 @@ def scores(pretrained: Pretrained, samples: Sequence[Sample], images: Sequence[i
     text_PE = pretrained.encode_tokens(tokens) if pretrained.dual else None
     for start in range(0, len(samples), IMAGES):
         inside = np.flatnonzero((image_P >= start) & (image_P < start + IMAGES))
-        needed: dict[int, Any] = {int(i): visual(pretrained, samples[i]) for i in np.unique(image_P[inside])}
-        slot = {i: place for place, i in enumerate(i for i, image in needed.items() if image is not None)}
-        pixels = [needed[i] for i in slot]
+        needed: dict[int, Visual | None] = {int(i): visual(pretrained, samples[i]) for i in np.unique(image_P[inside])}
+        decoded = {i: found for i, found in needed.items() if found is not None}
+        slot, visuals = {i: place for place, i in enumerate(decoded)}, list(decoded.values())
         inside = np.array([p for p in inside if int(image_P[p]) in slot], dtype=np.int64)
         if not len(inside):
             continue
         rows = np.array([slot[int(i)] for i in image_P[inside]])
         if text_PE is not None:
-            part = (pretrained.encode_pixels(pixels)[rows] * text_PE[inside]).sum(dim=1)
+            part = (pretrained.encode_pixels(visuals)[rows] * text_PE[inside]).sum(dim=1)
         else:
-            part = pretrained.match(pixels, [tokens[p] for p in inside], rows, np.arange(len(inside)))
+            part = pretrained.match(visuals, [tokens[p] for p in inside], rows, np.arange(len(inside)))
         if not bool(torch.isfinite(part).all()):
             raise ValueError("matching: the model gives scores that are not finite")
         found[inside] = part.double().numpy()
@@ -143,10 +143,12 @@ def _compare(pretrained: Pretrained, data: EvalSet, pairs: _Pairs, name: str, tr
     results = []
     for suffix, group in groups.items():
         protocol = f"a true caption against {_AGAINST[name]}"
-        stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, int(group.sum()), pretrained.weights)
+        name_of, how = f"{data.name}@{data.fingerprint}", pretrained.how
+        stamp = Stamp(name_of, protocol + how, pretrained.precision, int(group.sum()), pretrained.weights)
         prefix = f"matching/{data.name}/{name}{suffix}"
         if not pretrained.dual:
-            half = stamp._replace(protocol=f"{protocol}; sign of the log-odds, half the pairs true", count=2 * stamp.count)
+            sign = f"{protocol}; sign of the log-odds, half the pairs true{how}"
+            half = stamp._replace(protocol=sign, count=2 * stamp.count)
             results.append(Result(f"{prefix}/accuracy", float(correct[group].mean()), 0.5, half))
         results.append(Result(f"{prefix}/preferred", float(preferred[group].mean()), 0.5, stamp))
     return results
@@ -158,6 +160,6 @@ def _statements(pretrained: Pretrained, data: EvalSet, found: np.ndarray, labels
     if not len(found):
         return []
     share = float(np.mean(labels))
-    protocol = "labelled statements, sign of the log-odds; chance is the share of the more frequent label"
+    protocol = f"labelled statements, sign of the log-odds; chance is the share of the more frequent label{pretrained.how}"
     stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, len(found), pretrained.weights)
     return [Result(f"matching/{data.name}/statements/accuracy", float(((found > 0) == labels).mean()), max(share, 1 - share), stamp)]

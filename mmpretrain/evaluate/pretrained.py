@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from mmpretrain.evaluate.inputs import VisualLike
 from mmpretrain.evaluate.seeing import Seeing
 from mmpretrain.types import Collate, Sample, Tokens, Visual, Vocabulary
 
-IMAGES = 512  # decoded images held at a time
+if TYPE_CHECKING:
+    from mmpretrain.data.tags import Tagger
+
+IMAGES = 512  # decoded images, or regions of so many, held at a time
 
 
 class Pretrained(Engine):
@@ -47,6 +50,7 @@ class Pretrained(Engine):
         about: what the checkpoint says of itself beside the configuration: step, data_fingerprint, versions, ...
         shown: what the model is shown of a sample: its picture, its regions or both.
         sources: what it is shown of the sources that say so themselves, by their names.
+        tagger: makes the tags that texts are told with; None: texts stand alone.
         runner, autocast: see :class:`Engine`.
     """
 
@@ -65,13 +69,14 @@ class Pretrained(Engine):
         about: Mapping[str, Any] | None = None,
         shown: Shown = Shown(),  # noqa: B008  (immutable)
         sources: Mapping[str, Shown] | None = None,
+        tagger: Tagger | None = None,
         runner: Runner | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, objectives, collate, runner, autocast)
         self.tokenizer, self.image_transform, self.vocabulary = tokenizer, image_transform, vocabulary
         self.sources = dict(sources or {})
-        self.seeing = self._seeing(shown)
+        self.seeing = self._seeing(shown, tagger)
         self.config, self.weights, self.source, self.about = dict(config or {}), weights, source, dict(about or {})
 
     @classmethod
@@ -106,21 +111,31 @@ class Pretrained(Engine):
             raise ValueError("this checkpoint has no tokenizer: it was trained without text")
         return self.tokenizer.tokenize(text) if isinstance(text, str) else [self.tokenizer.tokenize(t) for t in text]
 
-    def _seeing(self, shown: Shown) -> Seeing:
-        return Seeing(self.image_transform, shown, getattr(self.model.spec, "feature_width", None))
+    def _seeing(self, shown: Shown, tagger: Tagger | None) -> Seeing:
+        return Seeing(self.image_transform, shown, getattr(self.model.spec, "feature_width", None), tagger)
 
     @property
     def shown(self) -> Shown:
         """What the model is shown of a sample."""
         return self.seeing.shown
 
+    @property
+    def how(self) -> str:
+        """What protocols add where an image is more than a picture, or a text more than itself."""
+        image = {"image": "", "regions": "; images are regions", "both": "; images are pictures and regions"}[self.shown.show]
+        return image + ("" if self.seeing.tagger is None else "; texts are told with the tags of the image of their pair")
+
     def on(self, name: str) -> Pretrained:
         """The same model on samples of the set ``name``: shown as the run shows the source of that name, if it has one."""
         if name not in self.sources:
             return self
         found = copy.copy(self)
-        found.seeing = self._seeing(self.sources[name])
+        found.seeing = self._seeing(self.sources[name], self.seeing.tagger)
         return found
+
+    def told(self, tokens: Tokens, visual: Visual) -> Tokens:
+        """A text as it is told of an image: paired with the tags of that image, where the run tells them."""
+        return tokens if visual.tags is None else self.tokenizer.tokenize(tokens.text, visual.tags)
 
     def shows(self, sample: Sample) -> bool:
         """Whether a sample has what the model is shown, and no more than one picture."""

@@ -46,7 +46,7 @@ def retrieval(
 
     Args:
         pretrained: a dual encoder or a fusion model with a matching head.
-        data: samples with one image (or regions, for models of these) and at least one caption take part.
+        data: samples with what the model is shown and at least one caption take part.
         limit: at most so many samples, evenly spread; None: all for dual encoders, 256 for fusion models.
         captions: at most so many captions of each image, the first ones; None: all for dual encoders, for fusion models as many as
             keep the number of pairs within 65,536. The protocol of the result says how many took part.
@@ -54,7 +54,7 @@ def retrieval(
         progress: called with (done, total) images.
 
     Raises:
-        ValueError: no sample has an image and a caption, or the model cannot score pairs.
+        ValueError: no sample has what the model is shown and a caption, or the model cannot score pairs.
     """
     if not pretrained.can_match():
         raise ValueError("retrieval: this checkpoint cannot score pairs (a fusion model without a matching head)")
@@ -71,13 +71,13 @@ def retrieval(
 
 def gather(pretrained: Pretrained, samples: Iterable[Sample]) -> Gallery:
     """Images and tokenised captions of samples. Each image is decoded once; a dual encoder keeps its vector only."""
-    images: list[Any] = []
+    images: list[Any] = []  # blocks of vectors, or what samples show
     tokens: list[Tokens] = []
     owners: list[int] = []
     count = 0
     for part in chunks(with_visuals(pretrained, samples), BLOCK):
-        pixels = [image for _, image in part]
-        images.extend([pretrained.encode_pixels(pixels)] if pretrained.dual else pixels)
+        visuals = [visual for _, visual in part]
+        images.extend([pretrained.encode_pixels(visuals)] if pretrained.dual else visuals)
         for sample, _ in part:
             tokens.extend(pretrained.tokenize(list(sample.captions)))
             owners.extend([count] * len(sample.captions))
@@ -110,13 +110,13 @@ def _rank(pretrained: Pretrained, gallery: Gallery, progress: Callable[[int, int
         own, rows = scores.own(gallery.image_P), BLOCK
         block: Callable[[slice], Tensor] = scores.block
     else:
-        pixels = list(gallery.images)
-        own = pretrained.match(pixels, gallery.tokens, gallery.image_P, np.arange(texts))
+        visuals = list(gallery.images)
+        own = pretrained.match(visuals, gallery.tokens, gallery.image_P, np.arange(texts))
         rows = max(1, PAIRS // texts)
 
         def matched(part: slice) -> Tensor:
             image, text = np.divmod(np.arange((part.stop - part.start) * texts), texts)
-            return pretrained.match(pixels, gallery.tokens, image + part.start, text).view(-1, texts)
+            return pretrained.match(visuals, gallery.tokens, image + part.start, text).view(-1, texts)
 
         block = matched
 
@@ -152,7 +152,8 @@ def _results(
     images, texts = len(gallery.images), len(gallery.tokens)
     captions = np.bincount(gallery.image_P, minlength=images)
     scorer = "cosine" if pretrained.dual else "matching head on every pair"
-    protocol = f"{images} images, {texts} captions, any caption of the image counts, ranked by {scorer}, ties in random order"
+    counts = f"{images} images, {texts} captions, any caption of the image counts"
+    protocol = f"{counts}, ranked by {scorer}, ties in random order{pretrained.how}"
     results = []
     for name, standing, chances, count in (
         ("i2t", i2t, lambda k: chance_recall(captions, texts, k), images),

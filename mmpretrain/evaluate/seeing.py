@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,10 @@ from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.inputs import ImageLike, VisualLike, file_of, holds_regions, picture_of
 from mmpretrain.types import Regions, Sample, Visual
 
+if TYPE_CHECKING:
+    from mmpretrain.data.tags import Tagger
+
+_UNNAMED = Sample("", (), ())
 MAKE = "make regions with the extractor of the run: mmpretrain data regions (docs/regions.md)"
 
 
@@ -23,10 +27,11 @@ class Seeing:
         image: transform of pictures; None: there is none.
         shown: picture, regions or both, and which regions.
         width: values of a region's feature that the model takes; None: any number.
+        tagger: makes the tags of an image that texts are told with; None: texts stand alone.
     """
 
-    def __init__(self, image: Any, shown: Shown = Shown(), width: int | None = None) -> None:  # noqa: B008  (immutable)
-        self.image, self.shown, self.width = image, shown, width
+    def __init__(self, image: Any, shown: Shown, width: int | None = None, tagger: Tagger | None = None) -> None:
+        self.image, self.shown, self.width, self.tagger = image, shown, width, tagger
 
     def shows(self, sample: Sample) -> bool:
         """Whether a sample has all that is shown; of several pictures there is none to show."""
@@ -35,7 +40,8 @@ class Seeing:
         return len(sample.images) == 1 if self.shown.has_image else len(sample.images) < 2
 
     def __call__(self, given: VisualLike) -> Visual:
-        """What is shown of ``given``: a sample; regions, or a file of them; a picture in any form; a ``Visual``, which is kept.
+        """What is shown of ``given``: a sample; regions, or a file of them; a picture in any form; a ``Visual``, what this has
+        given before, which is kept.
 
         Raises:
             ValueError: it lacks what the model reads, or cannot be read (``BadSample``).
@@ -43,22 +49,24 @@ class Seeing:
         if isinstance(given, Visual):
             found = given
         elif isinstance(given, Sample):
-            images, regions = given.images, given.regions
-            found = Visual(
-                self._picture(images) if self.shown.has_image and images else None,
-                self._regions(regions) if self.shown.has_regions and regions else None,
-            )
+            image = self._picture(given.images) if self.shown.has_image and given.images else None
+            found = self._tagged(image, self._regions(given.regions) if given.regions else None, given)
         else:
             found = self._alone(given)
         return self._complete(found)
 
     def _alone(self, given: ImageLike | Regions) -> Visual:
         if isinstance(given, Regions):
-            return Visual(regions=self._chosen(given))
+            return self._tagged(None, self._chosen(given))
         data = file_of(given)
         if data is not None and holds_regions(data):
-            return Visual(regions=self._regions(data))
+            return self._tagged(None, self._regions(data))
         return Visual(self._picture(given if data is None else [data]) if self.shown.has_image else None)
+
+    def _tagged(self, image: Tensor | None, regions: Regions | None, sample: Sample = _UNNAMED) -> Visual:
+        """With tags; the tables of probabilities, which no model reads, are left behind."""
+        tags = None if self.tagger is None else self.tagger.tags(sample, regions)
+        return Visual(image, None if regions is None else regions._replace(class_probs=None, attribute_probs=None), tags)
 
     def _complete(self, found: Visual) -> Visual:
         """The visual without what the model does not read."""
@@ -76,15 +84,15 @@ class Seeing:
             raise ValueError("this checkpoint has no image transform: it was trained without images")
         return self.image.read(given) if isinstance(given, list | tuple) else self.image(picture_of(given))
 
-    def _regions(self, data: bytes) -> Regions:
-        return self._chosen(decode_regions(data))
+    def _regions(self, data: bytes) -> Regions | None:
+        return self._chosen(decode_regions(data)) if self.shown.has_regions else None
 
-    def _chosen(self, regions: Regions) -> Regions:
-        """The regions that are shown; the tables of probabilities, which no model reads, are left behind."""
+    def _chosen(self, regions: Regions) -> Regions | None:
+        """The regions that are shown."""
         if not self.shown.has_regions:
-            return regions
+            return None
         if self.width is not None and regions.features.shape[1] != self.width:
             raise DataError(f"the regions have features of {regions.features.shape[1]} values, the model takes {self.width}; {MAKE}")
         if not len(regions.boxes):
             raise BadSample("there is no region")
-        return self.shown.regions.choose(regions)._replace(class_probs=None, attribute_probs=None)
+        return self.shown.regions.choose(regions)

@@ -10,7 +10,7 @@ from mmpretrain.evaluate.mlm import masked_accuracy
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result
 from mmpretrain.evaluate.retrieval import FUSION_LIMIT, retrieval
-from mmpretrain.evaluate.samples import EvalSet, chosen, of_reader
+from mmpretrain.evaluate.samples import EvalSet, chosen, fitted, of_reader
 from mmpretrain.evaluate.zeroshot import TEMPLATES, Classes, zeroshot
 from mmpretrain.types import Sample
 
@@ -66,26 +66,27 @@ def evaluate(
         progress: called with (what, done, total).
 
     Raises:
-        ValueError: an unknown name in ``only``.
+        ValueError: an unknown name in ``only``; the model reads regions, and a set has none, or those of another extractor.
     """
     if unknown := [name for name in only if name not in MEASUREMENTS]:
         raise ValueError(f"evaluate: unknown measurement {unknown[0]!r}; known are {', '.join(MEASUREMENTS)}")
-    captioned = lambda sample: pretrained.shows(sample) and bool(sample.captions)
     results: list[Result] = []
-    for place, data_set in enumerate(sets_of(data)):
-        ranked = pretrained.dual or (pretrained.can_match() and (limits.fusion_sets is None or place < limits.fusion_sets))
+    for place, found in enumerate(sets_of(data)):
+        model = pretrained.on(found.name)
+        data_set, captioned = fitted(model, found), lambda sample, model=model: model.shows(sample) and bool(sample.captions)
+        ranked = model.dual or (model.can_match() and (limits.fusion_sets is None or place < limits.fusion_sets))
         if "retrieval" in only and ranked and any(True for _ in chosen(data_set, None, captioned)):
-            limit = limits.retrieval if pretrained.dual or limits.retrieval is None else min(limits.retrieval, FUSION_LIMIT)
+            limit = limits.retrieval if model.dual or limits.retrieval is None else min(limits.retrieval, FUSION_LIMIT)
             report = _named(progress, f"retrieval {data_set.name}")
-            results += retrieval(pretrained, data_set, limit, limits.captions, progress=report)
-        if "matching" in only and pretrained.can_match():
-            results += matching(pretrained, data_set, limits.matching)
+            results += retrieval(model, data_set, limit, limits.captions, progress=report)
+        if "matching" in only and model.can_match():
+            results += matching(model, data_set, limits.matching)
         if "mlm" in only:
-            results += masked_accuracy(pretrained, data_set, limits.mlm)
+            results += masked_accuracy(model, data_set, limits.mlm)
         if "zeroshot" in only and classes is not None and ranked:
-            results += zeroshot(pretrained, data_set, classes.names, classes.of, templates, limits.zeroshot)
-        elif "zeroshot" in only and pretrained.dual:
-            results += _objects(pretrained, data_set, limits.zeroshot, templates)
+            results += zeroshot(model, data_set, classes.names, classes.of, templates, limits.zeroshot)
+        elif "zeroshot" in only and model.dual:
+            results += _objects(model, data_set, limits.zeroshot, templates)
     return results
 
 

@@ -88,12 +88,12 @@ def class_scorer(pretrained: Pretrained, classes: Sequence[str], templates: Sequ
     """A function from transformed images, or what samples show, to scores with every class, float32 (images, C). Texts are read once."""
     if pretrained.dual:
         weight_EC = classifier(pretrained, classes, templates).T
-        return lambda pixels: pretrained.encode_pixels(pixels) @ weight_EC
+        return lambda visuals: pretrained.encode_pixels(visuals) @ weight_EC
     tokens = pretrained.tokenize([prompt for name in classes for prompt in fill(templates, name)])
 
-    def score(pixels: Sequence[Tensor | Visual]) -> Tensor:
-        image_P, text_P = np.divmod(np.arange(len(pixels) * len(tokens)), len(tokens))
-        return pretrained.match(pixels, tokens, image_P, text_P).view(len(pixels), len(classes), len(templates)).mean(dim=2)
+    def score(visuals: Sequence[Tensor | Visual]) -> Tensor:
+        image_P, text_P = np.divmod(np.arange(len(visuals) * len(tokens)), len(tokens))
+        return pretrained.match(visuals, tokens, image_P, text_P).view(len(visuals), len(classes), len(templates)).mean(dim=2)
 
     return score
 
@@ -111,7 +111,7 @@ def zeroshot(
 
     Args:
         pretrained: a dual encoder, or a fusion model with a matching head.
-        data: samples with one image.
+        data: samples with what the model is shown.
         classes: names, each once.
         labels: the classes that are right for a sample; any of them counts. Samples without one are left out.
         templates: with ``{}`` where the class name goes.
@@ -130,7 +130,7 @@ def zeroshot(
     scorer = class_scorer(pretrained, classes, templates)
     for part in chunks(with_visuals(pretrained, wanted), 256):
         right.extend(sorted(set(labels(sample))) for sample, _ in part)
-        parts.append(scorer([image for _, image in part]))
+        parts.append(scorer([visual for _, visual in part]))
     if not parts:
         return []
     right_IC = torch.zeros(len(right), len(classes), dtype=torch.bool)
@@ -138,7 +138,7 @@ def zeroshot(
         right_IC[i, found] = True
     standing = dense_standing(torch.cat(parts), right_IC, tie_tolerance(pretrained))
     matches = right_IC.sum(dim=1).numpy()
-    protocol = f"{len(classes)} classes, {len(templates)} templates, any right class counts, ties in random order"
+    protocol = f"{len(classes)} classes, {len(templates)} templates, any right class counts, ties in random order{pretrained.how}"
     stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, len(right), pretrained.weights)
     ks = (1, 5) if len(classes) > 5 else (1,)
     return [

@@ -36,7 +36,6 @@ from mmpretrain.train.module import Pretrain
 from mmpretrain.train.optim import Optimizer
 from mmpretrain.train.panels import Panels
 from mmpretrain.train.schedule import WarmupLinear
-from mmpretrain.types import Visual
 
 VOCAB, WIDTH = 96, 24
 
@@ -119,7 +118,7 @@ def test_a_checkpoint_scores_regions(run, shards) -> None:
     regions, texts = [of_sample(n) for n in range(6)], ["a red circle number 0", "a green square number 1"]
     matrix = pretrained.score(regions, texts, mode="matrix")
     for i, one in enumerate(regions):  # each alone, in other batches
-        assert torch.allclose(pretrained.score([one, Visual(regions=one)], texts), matrix[i], atol=1e-5)
+        assert torch.allclose(pretrained.score([one, pretrained.see(one)], texts), matrix[i], atol=1e-5)
     assert torch.isfinite(pretrained.encode_image(regions)).all() and pretrained.encode_image(regions).shape == (6, WIDTH)
     strong = next(one for n in range(20) if len((one := of_sample(n)).boxes) > 3)
     best = np.argsort(-strong.scores)[:3]
