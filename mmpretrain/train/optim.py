@@ -78,7 +78,8 @@ class Optimizer:
         decay: which parameters are decayed: ``standard``, ``vilt``, ``clip``, ``all``, ``uniter`` or ``swapped``, see the module.
         no_decay: further parts of parameter names that are not decayed.
         lr_mult: part of a parameter name -> factor of the rate; the first that fits wins (ViLBERT: 0.1 for what BERT's weights begin).
-        foreach, fused: torch's implementation switches; None lets torch choose. ``bert_adam`` has none.
+        foreach, fused: torch's implementation switches; None lets torch choose, but on CUDA ``fused``.
+            ``bert_adam`` has none.
         clip_each: largest norm of the gradient of each tensor by itself, for ``bert_adam``; None: no such limit.
         parts: beginning of a parameter name, as in ``model.image.cnn`` -> an optimiser of its own for the parameters below it, with all its
             own options; the first that fits wins. All of them are stepped as one, so that a step counts once, gradients are clipped
@@ -166,8 +167,15 @@ class Optimizer:
         made._step_supports_amp_scaling = False  # a fused one would unscale after guard and clipping
         return made
 
+    def switches(self, parameters: Sequence[torch.Tensor]) -> dict[str, bool | None]:
+        """torch's implementation switches. On CUDA the fused kernel is taken where nothing else was asked for: it alone leaves out a bad
+        step without the host reading the numbers first (see ``train/guard.py``)."""
+        if self.foreach is None and self.fused is None and all(p.is_cuda and p.is_floating_point() for p in parameters):
+            return {"foreach": None, "fused": True}
+        return {"foreach": self.foreach, "fused": self.fused}
+
     def _made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        switches: dict[str, Any] = {"foreach": self.foreach, "fused": self.fused}
+        switches = self.switches([p for group in groups for p in group["params"]])
         if self.kind == "bert_adam":
             return BertAdam(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, clip_each=self.clip_each)
         if self.kind == "sgd":

@@ -93,3 +93,14 @@ def test_settings_of_the_configuration_win_and_are_shown() -> None:
     changes = apply_settings(resumed, group_settings(wanted))
     assert changes == ["weight_decay is 0.3, the checkpoint had 0.1"]
     assert group_settings(resumed) == group_settings(wanted)
+
+
+def test_cuda_takes_the_fused_kernel_where_nothing_is_asked_for() -> None:
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    there, here = torch.zeros(2).as_subclass(OnCuda), torch.zeros(2)
+    assert Optimizer().switches([there]) == {"foreach": None, "fused": True}
+    assert Optimizer().switches([there, here]) == Optimizer().switches([here]) == {"foreach": None, "fused": None}
+    assert Optimizer(foreach=True).switches([there]) == {"foreach": True, "fused": None}
+    assert Optimizer(fused=False).switches([there]) == {"foreach": None, "fused": False}
