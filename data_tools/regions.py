@@ -7,25 +7,20 @@ timm backbone, or a store that an older system wrote. See docs/regions.md.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmpretrain.data.errors import BadSample, DataError
-from mmpretrain.data.regions_info import NAME, RegionsInfo, read_info, write_info
+from mmpretrain.data.regions_info import RegionsInfo
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import regions_choose
-from mmpretrain.data_tools.common import megabytes, table, tool_parser
-from mmpretrain.data_tools.engine import options_of, run, stamp
-from mmpretrain.data_tools.regions_shard import Counts, shard
-from mmpretrain.data_tools.shards import fresh_folder, write_manifest
+from mmpretrain.data_tools.common import table, tool_parser
+from mmpretrain.data_tools.engine import options_of, stamp
+from mmpretrain.data_tools.regions_write import RANDOM, fill, report
 
-STATE = ".state"
 BOXES = ("auto", "annotated", "proposals")
-_RANDOM = "random weights: shapes are right, numbers mean nothing"
 
 
 def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> int:
@@ -72,7 +67,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "--boxes", choices=BOXES, default="auto", help="of --extractor: the sample's own, proposals, or own where there are any"
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="of --detector and --grid: .safetensors, .pth; nothing is downloaded")
-    group.add_argument("--random-weights", action="store_true", help=f"of --detector and --grid: {_RANDOM}")
+    group.add_argument("--random-weights", action="store_true", help=f"of --detector and --grid: {RANDOM}")
     group.add_argument("--keep-proposals", action="store_true", help="of --detector: boxes are the proposals, as bottom-up attention's")
     group.add_argument("--grid-side", type=int, default=7, help="of --grid: at most so many cells along each side (default 7)")
     group.add_argument("--device", default="cpu", help="of --detector and --grid: cpu (default), cuda, cuda:1")
@@ -137,10 +132,7 @@ def _plan(options: argparse.Namespace) -> tuple[RegionsInfo, dict[Path, dict[str
         return _plan_store(options, paths)
     made: dict[str, Any]
     if options.extractor is not None:
-        from mmpretrain.data_tools.regions_net import load_extractor
-
-        info = load_extractor(options.extractor).info._replace(boxes=options.boxes, options={"rule": rule._asdict()})
-        made = {"kind": "extractor", "file": stamp(options.extractor), "boxes": options.boxes, "rule": rule}
+        info, made = of_extractor(options.extractor, options.boxes, rule)
         return info, dict.fromkeys(paths, made)
     if (options.weights is None) != options.random_weights:
         raise DataError(
@@ -164,6 +156,22 @@ def _plan(options: argparse.Namespace) -> tuple[RegionsInfo, dict[Path, dict[str
         made = {"kind": "detector", "name": options.detector, "attributes": len(attributes or ()), "rule": rule, **common}
         made["refine"] = not options.keep_proposals
     return info, dict.fromkeys(paths, made)
+
+
+def of_extractor(
+    file: Path,
+    boxes: str,
+    rule: regions_choose.Rule = regions_choose.Rule(),  # noqa: B008  (immutable)
+) -> tuple[RegionsInfo, dict[str, Any]]:
+    """What shards by a small extractor say of their regions, and the options of its maker; ``boxes`` is one of ``BOXES``.
+
+    Raises:
+        DataError: the file is no extractor.
+    """
+    from mmpretrain.data_tools.regions_net import load_extractor
+
+    info = load_extractor(file).info._replace(boxes=boxes, options={"rule": rule._asdict()})
+    return info, {"kind": "extractor", "file": stamp(file), "boxes": boxes, "rule": rule}
 
 
 def _check_device(name: str) -> None:
@@ -203,78 +211,7 @@ def _plan_store(options: argparse.Namespace, paths: Sequence[Path]) -> tuple[Reg
 
 
 def write(options: argparse.Namespace, info: RegionsInfo, works: Mapping[Path, Mapping[str, Any]]) -> int:
-    """Write the shards, their manifest and ``regions.json``; go on where an interrupted run with the same options stopped."""
-    out = options.out
-    names = [path.name for path in works]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"two shards are called {twice}; give folders with shards of one name in commands of their own")
-    if any(path.resolve().parent == out.resolve() for path in works):
-        raise DataError(f"--out {out} is the folder of the shards themselves; choose another one")
-    state = fresh_folder(out, STATE)
-    before = read_info(out)
-    if before is not None and before != info:
-        was = f"a run with another extractor or other options was interrupted here ({before.source})"
-        raise DataError(f"{out}: {was}; remove the folder, or choose another --out")
-    write_info(out, info)
-    common = {"replace": options.replace, "on_bad": options.on_bad}
-    items = {
-        path.name: {"source": stamp(path), "target": str(out / path.name), "options": _plain(made), **common}
-        for path, made in works.items()
-    }
+    """Write the shards, print what was done; returns the exit code."""
     began = time.monotonic()
-    found = run(shard, items, title="regions", state=state, valid=_whole(out), **options_of(options))
-    counts = {name: Counts(**one) for name, one in found.items()}
-    shards = [{"file": name, "samples": one.samples, "bytes": one.bytes, "sha256": one.sha256} for name, one in counts.items()]
-    write_manifest(out, shards, {"tool": "regions", "fingerprint": info.fingerprint})
-    shutil.rmtree(state)
-    return _report(out, info, counts, time.monotonic() - began)
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _whole(out: Path) -> Callable[[str, Any], bool]:
-    def there(name: str, result: Any) -> bool:
-        return (out / name).is_file() and (out / name).stat().st_size == result["bytes"]
-
-    return there
-
-
-def _report(out: Path, info: RegionsInfo, counts: Mapping[str, Counts], seconds: float) -> int:
-    """Print the table and what is to be known; returns the exit code."""
-    total = Counts(
-        *(
-            sum(getattr(one, field) for one in counts.values())
-            for field in ("samples", "with_regions", "regions", "missing", "bad", "bytes")
-        )
-    )
-    table(
-        f"{out}: {info.source}",
-        ("", "samples", "with regions", "per picture", "without", "bad", "size"),
-        [
-            (
-                name,
-                one.samples,
-                one.with_regions,
-                f"{one.regions / max(one.with_regions, 1):.1f}",
-                one.missing,
-                one.bad,
-                megabytes(one.bytes),
-            )
-            for name, one in (*(list(counts.items()) if len(counts) <= 20 else ()), ("all", total))
-        ],
-    )
-    if info.random:
-        print(f"{_RANDOM} ({NAME} says so)")
-    for name, measured in info.measured.get("held_out", {}).items():
-        stated = ", ".join(f"{head} {one['accuracy']:.2%}" for head, one in measured["heads"].items())
-        print(f"the extractor's accuracy on {name}: {stated}")
-    for problem in [one.problem for one in counts.values() if one.problem][:3]:
-        print(problem)
-    print(f"{total.samples} samples, {total.regions} regions of {info.width} values in {seconds:.1f} s; {NAME} {info.fingerprint[:12]}")
-    if total.missing:
-        print(f"{total.missing} samples got none: the store has no record of them, or they have no labelled boxes")
-    if not total.with_regions:
-        print("no sample has regions; --boxes proposals finds boxes where samples have none")
-    return 1 if total.bad or not total.with_regions else 0
+    counts = fill(options.out, info, works, options.replace, options.on_bad, title="regions", **options_of(options))
+    return report(options.out, info, counts, time.monotonic() - began)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,13 +196,15 @@ def train(pictures: Sequence[Picture], config: Config, options: Options, report:
     return net.eval()
 
 
-def fit(sources: Sequence[str], out: Path, held_out: Sequence[str], options: Options, progress: bool = True) -> dict[str, Any]:
+def fit(
+    sources: Sequence[str], out: Path, held_out: Sequence[str] | Mapping[str, str], options: Options, progress: bool = True
+) -> dict[str, Any]:
     """Train, calibrate, measure and save an extractor; returns what was measured, which its JSON keeps too.
 
     Args:
         sources: shards with labelled boxes (see ``regions_labels``).
         out: NAME.safetensors; NAME.json is written beside it.
-        held_out: shards to measure on; without any a tenth of the samples, chosen by their keys, is kept out of training.
+        held_out: shards to measure on, or name -> shards; without any a tenth of the samples, by their keys, is kept out of training.
         options: how to train.
         progress: show a bar on stderr.
 
@@ -219,7 +221,8 @@ def fit(sources: Sequence[str], out: Path, held_out: Sequence[str], options: Opt
     config = Config(vocabulary, size, options.width, *_window_shapes(found))
     pictures = _pictures(reader, found, vocabulary, size)
     if held_out:
-        readers = {source: ShardReader(expand(source)) for source in held_out}
+        named = held_out if isinstance(held_out, Mapping) else {source: source for source in held_out}
+        readers = {name: ShardReader(expand(source)) for name, source in named.items()}
         tests = {name: _pictures(one, _labelled(one, options.samples), vocabulary, size) for name, one in readers.items()}
         rest = pictures
     else:

@@ -178,8 +178,11 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """One process at a time where the platform has flock; elsewhere the rename alone keeps the folders whole. Yields whether locked."""
+def one_process(path: Path, waiting: str) -> Iterator[bool]:
+    """One process at a time where the platform has flock; elsewhere the rename alone keeps the folders whole. Yields whether locked.
+
+    waiting: what is said on stderr where another process is at work.
+    """
     try:
         import fcntl
     except ImportError:
@@ -189,7 +192,7 @@ def _locked(path: Path) -> Iterator[bool]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"mmpretrain: another process is making scenes in {path.parent}; waiting for it", file=sys.stderr)
+            print(f"mmpretrain: {waiting}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield True
 
@@ -214,7 +217,7 @@ def embedded(
         return folders
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home / ".lock") as exclusive:
+        with one_process(home / ".lock", f"another process is making scenes in {home}; waiting for it") as exclusive:
             missing = [split for split in folders if not complete(folders[split])]
             if missing and progress and not sys.stderr.isatty():
                 total = sum(counts[split] for split in missing)

@@ -2,7 +2,8 @@
 
 A source is a folder (all ``*.tar`` in it), a tar file, a pattern with braces (``{00000..00012}``, ``{a,b}``), several of these joined by
 ``::``, or the name ``scenes``: the generated set, made at first use (``scenes:val``, ``scenes:compositional``, ... name its splits;
-``scenes?n=20000&seed=1`` asks for another number of training samples or another seed).
+``scenes?n=20000&seed=1`` asks for another number of training samples or another seed, ``scenes?regions=128`` for regions with features of
+128 values).
 Files and folders (which end in ``/``) may lie at ``s3://``, ``gs://``, ``http://`` and ``https://`` addresses; ``-`` is standard input.
 ``~`` and ``${VARIABLE}`` are expanded. Nothing is run: ``pipe:COMMAND`` needs its own flag, other schemes are refused.
 """
@@ -153,20 +154,25 @@ def _files(path: Path, text: str) -> list[Path]:
 
 
 def _scenes(text: str, split: str) -> list[Path]:
-    """``[SPLIT][?n=N&seed=S&size=P]`` of the generated set."""
+    """``[SPLIT][?n=N&seed=S&size=P&regions=F]`` of the generated set."""
     from mmpretrain.data_tools import scenes
 
     named, _, options = text.partition("?")
     wanted: dict[str, Any] = {}
     for option in filter(None, options.split("&")):
         name, _, value = option.partition("=")
-        if name not in ("n", "seed", "size") or not value.isdigit():
+        if name not in ("n", "seed", "size", "regions") or not value.isdigit():
             raise DataError(
-                f"data: 'scenes' has the options n, seed and size, each a number, not {option!r}; such as 'scenes?n=20000&seed=1'"
+                f"data: 'scenes' has the options n, seed, size and regions, each a number, not {option!r}; such as 'scenes?n=20000&seed=1'"
             )
         wanted[name] = int(value)
     try:
-        made = scenes.embedded(**wanted)
+        if "regions" in wanted:
+            from mmpretrain.data_tools import scenes_regions
+
+            made = scenes_regions.embedded(wanted.pop("regions"), **wanted)
+        else:
+            made = scenes.embedded(**wanted)
     except ValueError as error:
         raise DataError(f"data: scenes?{options}: {error}") from None
     if (named or split) not in made:

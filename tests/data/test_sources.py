@@ -110,5 +110,5 @@ def test_scenes_are_made_at_first_use(folder, monkeypatch):
     assert asked[-1] == {"n": 200, "seed": 3}
     with pytest.raises(DataError, match="has no split 'test'; it has train, val"):
         expand("scenes:test")
-    with pytest.raises(DataError, match="has the options n, seed and size"):
+    with pytest.raises(DataError, match="has the options n, seed, size and regions"):
         expand("scenes?many=3")
