@@ -41,6 +41,7 @@ class Adversarial:
             own, the two losses averaged.
         steps: K, forwards and backwards with a delta; gradients of the parameters add up over them.
         lr: length of a step of the delta.
+        lr_image: the same for the image; None: ``lr``.
         norm: ``l2`` or ``linf``, of one sample over all its positions and channels.
         max_norm: deltas are projected to this norm; 0: they are not.
         init: magnitude of a uniform start (FreeLB, arXiv 1909.11764): in l2 divided by the root of positions times channels; 0: from zero.
@@ -60,6 +61,7 @@ class Adversarial:
         modality: Literal["text", "image", "both", "alternate"] = "text",
         steps: int = 3,
         lr: float = 1e-3,
+        lr_image: float | None = None,
         norm: Literal["l2", "linf"] = "l2",
         max_norm: float = 0.0,
         init: float = 0.0,
@@ -69,7 +71,8 @@ class Adversarial:
         objectives: Sequence[str] | None = None,
         enabled: bool = True,
     ) -> None:
-        self.modality, self.steps, self.lr, self.norm, self.max_norm, self.init = modality, steps, lr, norm, max_norm, init
+        self.modality, self.steps, self.lr, self.lr_image = modality, steps, lr, lr_image
+        self.norm, self.max_norm, self.init = norm, max_norm, init
         self.kl_weight, self.clean, self.detach_clean, self.enabled = kl_weight, clean, detach_clean, enabled
         self.objectives = None if objectives is None else tuple(objectives)
         self.check()
@@ -81,13 +84,17 @@ class Adversarial:
                 raise ValueError(f"model.adversarial.{name}={getattr(self, name)!r}; choose {' or '.join(known)}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"model.adversarial.steps={self.steps} must be a whole number of at least 1; enabled: false turns it off")
-        if self.lr <= 0 or min(self.max_norm, self.init, self.kl_weight) < 0:
+        if min(self.rate("text"), self.rate("image")) <= 0 or min(self.max_norm, self.init, self.kl_weight) < 0:
             raise ValueError(
-                f"model.adversarial: lr={self.lr} must be positive, and max_norm={self.max_norm}, init={self.init} and "
-                f"kl_weight={self.kl_weight} must not be negative"
+                f"model.adversarial: lr={self.lr} and lr_image={self.lr_image} must be positive, and max_norm={self.max_norm}, "
+                f"init={self.init} and kl_weight={self.kl_weight} must not be negative"
             )
         if 0 < self.max_norm < self.init:
             raise ValueError(f"model.adversarial: init={self.init} starts outside max_norm={self.max_norm}")
+
+    def rate(self, modality: str) -> float:
+        """Length of a step."""
+        return self.lr if modality == "text" or self.lr_image is None else self.lr_image
 
     def together(self, batch: Batch) -> tuple[tuple[str, ...], ...]:
         """Modalities that are perturbed in one forward, a tuple for each forward; what the batch lacks is left out."""
@@ -138,7 +145,7 @@ class Adversarial:
         """
         sample_N = delta.layout.sample_N(gradient_NW.device)
         norm_N = sample_norms(gradient_NW, delta.layout, self.norm).index_select(0, sample_N)[:, None]
-        step_NW = self.lr * gradient_NW / norm_N.clamp(min=_SMALLEST)
+        step_NW = self.rate(delta.modality) * gradient_NW / norm_N.clamp(min=_SMALLEST)
         moved_NW = delta.x_NW + torch.where(torch.isfinite(norm_N), step_NW, 0)
         return delta._replace(x_NW=self.project(moved_NW, delta.layout).requires_grad_())
 

@@ -10,16 +10,19 @@ import torch.nn.functional as F
 from helpers.region_batches import FEATURES, VOCABULARY, WIDTH, RegionModel, region_sample_batch
 from torch import Tensor, nn
 
+from mmpretrain import random
 from mmpretrain.methods.adversarial import Adversarial
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.objectives.base import Objective
-from mmpretrain.objectives.itm import ITM, Swaps
+from mmpretrain.objectives.itm import ITM
 from mmpretrain.objectives.mlm import MLM
+from mmpretrain.objectives.swaps import Swaps
 from mmpretrain.objectives.wpa import WPA
 from mmpretrain.train.adversarial import adversarial
 from mmpretrain.train.pretraining import Pretraining
 from mmpretrain.train.step import StepResult
-from mmpretrain.types import Batch, Score, Spec, Vocabulary
+from mmpretrain.types import Batch, Score, Spec, Text, Vocabulary
 
 LENGTHS = (3, 5, 2, 4)
 
@@ -148,3 +151,47 @@ def plainly(module: Pretraining, micros: list[Batch], method: Adversarial, group
             if once:
                 sum(factor[name] * clean_sums[name] for name in once).backward()
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+class Line(nn.Module):
+    """f = sum over tokens of w.x."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.words, self.w = nn.Embedding(20, width), nn.Parameter(torch.randn(width))
+        self.seen: list[Tensor] = []
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(len(self.w), ("fused",), 20, self.words)
+
+    def forward(self, batch: Batch, kind: str = "fused") -> Fused:
+        layout, delta_ND = Layout(batch.text.lengths), batch.text.delta_ND
+        x_ND = self.words(layout.pack(batch.text.ids_BT))
+        if delta_ND is not None:
+            self.seen.append(delta_ND.detach().clone())
+            x_ND = x_ND + delta_ND
+        return Fused(Ragged(x_ND, layout), None, layout.pad(x_ND @ self.w).sum(1, keepdim=True))
+
+
+class Signed(Objective):
+    """loss = - y f"""
+
+    kind = "fused"
+
+    def count(self, batch: Batch) -> Tensor:
+        return torch.tensor(float(batch.size))
+
+    def forward(self, hidden: Fused, batch: Batch) -> Score:
+        y_B = torch.where(batch.matched_B, 1.0, -1.0)
+        return Score(-(y_B * hidden.pooled_BD[:, 0]).sum(), self.count(batch), {})
+
+
+def line(lengths: tuple[int, ...] = (1, 4, 2)) -> tuple[Pretraining, Batch]:
+    torch.manual_seed(3)
+    module = Pretraining(Line(), {"signed": Signed()})
+    module.bind(None)
+    ids_BT = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1) % 20
+    keys_B = torch.tensor([random.key_of(i) for i in range(len(lengths))])
+    batch = Batch(tuple("abc"[: len(lengths)]), keys_B, Text(ids_BT, lengths), matched_B=torch.tensor([True, False, True]))
+    return module.double(), batch

@@ -15,8 +15,9 @@ from train.fakes import FakeData, FakeMatch, Poison, States
 from train.runs import Trace, build, drift, largest, quiet, run, trainer
 
 from mmpretrain.methods.adversarial import Adversarial
-from mmpretrain.objectives.itm import ITM, Swaps
+from mmpretrain.objectives.itm import ITM
 from mmpretrain.objectives.mlm import MLM
+from mmpretrain.objectives.swaps import Swaps
 from mmpretrain.train.adversarial import adversarial
 from mmpretrain.train.callbacks import Metrics
 from mmpretrain.train.checkpoint import Checkpoints
@@ -86,11 +87,11 @@ class HatesDeltas(FakeMatch):
 
 
 @pytest.mark.parametrize("objective", [HatesDeltas(view="match"), Poison("s5", view="match")], ids=["perturbed", "clean"])
-def test_the_guard_sees_every_pass(objective: FakeMatch) -> None:
+def test_the_guard_sees_every_pass(objective: FakeMatch, tmp_path: Path) -> None:
     module = build(adversarial={"lr": 0.3})
     module.root = Pretraining(module.root.model, {"match": objective})
     with pytest.raises(NonFiniteStep, match="step 0"):
-        run(module, steps=2)
+        run(module, steps=2, default_root_dir=tmp_path)
 
 
 def test_mixed_precision_and_loss_scaling_stay_near() -> None:
