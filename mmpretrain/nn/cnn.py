@@ -48,8 +48,8 @@ ARCHITECTURES = {
 def by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
     """Size -> the pictures of that size, in the order of their first appearance."""
     found: dict[tuple[int, int], list[int]] = {}
-    for i, size in enumerate(sizes):
-        found.setdefault(size, []).append(i)
+    for i, (height, width) in enumerate(sizes):
+        found.setdefault((height, width), []).append(i)
     return found
 
 
