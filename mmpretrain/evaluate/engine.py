@@ -179,8 +179,8 @@ class Engine:
     def regions(self, regions: Sequence[Regions]) -> RegionBatch:
         """Packed regions on the device of the model."""
         packed = self.collate.regions(regions)
-        device = self.device
-        return packed._replace(**{name: x.to(device) for name, x in packed._asdict().items() if isinstance(x, Tensor)})
+        tensors: dict[str, Any] = {name: x.to(self.device) for name, x in packed._asdict().items() if isinstance(x, Tensor)}
+        return packed._replace(**tensors)
 
     def visuals(self, visuals: Sequence[Visual]) -> dict[str, Any]:
         """The fields of a batch that hold what samples show."""

@@ -109,10 +109,12 @@ def replace_texts(base: Text, rows: tuple[int, ...], new: Text, pad: int) -> Tex
         fitted = (F.pad(x[:, :width], (0, max(0, width - x.shape[1])), value=value) for x in (base_BT, new_RT))
         return next(fitted).index_copy(0, index_R, next(fitted))
 
-    segments = [base.segments_BT, new.segments_BT]
-    if any(x is not None for x in segments):  # those that have none are all 0
-        segments = [torch.zeros_like(x.ids_BT) if x.segments_BT is None else x.segments_BT for x in (base, new)]
-    return Text(put(base.ids_BT, new.ids_BT, pad), tuple(lengths), put(base.words_BT, new.words_BT, -1), put(*segments, 0))
+    ids_BT = put(base.ids_BT, new.ids_BT, pad)
+    assert ids_BT is not None
+    old_BT, new_RT = base.segments_BT, new.segments_BT
+    if old_BT is not None or new_RT is not None:  # texts that have none are all 0
+        old_BT, new_RT = (torch.zeros_like(x.ids_BT) if x.segments_BT is None else x.segments_BT for x in (base, new))
+    return Text(ids_BT, tuple(lengths), put(base.words_BT, new.words_BT, -1), put(old_BT, new_RT, 0))
 
 
 def replace_images(base: Pixels, rows: tuple[int, ...], new: Pixels) -> Pixels:
