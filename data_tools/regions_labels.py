@@ -16,8 +16,8 @@ import numpy as np
 
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.regions_info import Group
+from mmpretrain.data.tags import CLASS_FIELDS
 
-CLASS_FIELDS = ("shape", "tag", "class", "name", "category")
 BOX_FIELDS = ("box", "bbox")
 ATTRIBUTE_FIELDS = ("colour", "color", "size", "material")
 MAX_CLASSES, MAX_ATTRIBUTES = 1600, 400  # as BUTD has them; rarer ones are left out

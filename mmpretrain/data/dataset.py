@@ -18,6 +18,7 @@ from mmpretrain.data.feed import Feed, Item
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.regions import decode_regions
+from mmpretrain.data.tags import Tagger
 from mmpretrain.data.text import Tokenizer
 from mmpretrain.data.track import Order, Place, Slots
 from mmpretrain.data.units import Units
@@ -37,6 +38,7 @@ class Source:
         name: of the source in a mixture.
         preparers: name of an objective that reads this source -> its preparer.
         region_width: values that the feature of a region must have; None: any number.
+        tagger: makes the tags that texts are told with; None: texts stand alone.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class Source:
         name: str = "",
         preparers: Mapping[str, Preparer] | None = None,
         region_width: int | None = None,
+        tagger: Tagger | None = None,
     ) -> None:
-        self.region_width = region_width
+        self.region_width, self.tagger = region_width, tagger
         self.reader, self.units, self.tokenizer, self.transform = reader, units, tokenizer, transform
         self.on_bad, self.name, self.preparers = on_bad, name, dict(preparers or {})
 
@@ -81,7 +84,22 @@ class Source:
     def visual(self, shard: int, sample: Sample, rng: np.random.Generator | None) -> Visual:
         """What is shown of a sample."""
         image = self.picture(shard, sample, rng) if self.units.reads_image else None
-        return Visual(image, self.regions(shard, sample) if self.units.reads_regions else None)
+        regions = self.regions(shard, sample) if self.units.reads_regions else None
+        return Visual(image, regions, self.tags(shard, sample, regions))
+
+    @property
+    def tags_need_regions(self) -> bool:
+        """Whether the tags of a sample may hang on its regions."""
+        return self.tagger is not None and self.tagger.reads_regions and self.units.reads_regions
+
+    def tags(self, shard: int, sample: Sample, regions: Regions | None) -> str | None:
+        """The tags of what a sample shows; None where there are none, or where nothing is shown."""
+        if self.tagger is None or self.units.reads == "texts":
+            return None
+        try:
+            return self.tagger.tags(sample, regions)
+        except BadSample as error:
+            raise BadSample.of(self.reader.paths[shard], sample.key, error) from None
 
     def texts(self, sample: Sample) -> Sequence[str]:
         return sample.captions if self.units.text_from == "captions" else [one.text for one in sample.statements]
@@ -102,7 +120,7 @@ class Source:
             key=sample.key,
             position=draw.position if draw.epoch >= 0 else -1,
             draw_key=draw.key,
-            text=self.tokenizer.tokenize(texts[chosen]) if texts else None,
+            text=self.tokenizer.tokenize(texts[chosen], visual.tags) if texts else None,
             image=visual.image,
             matched=captions or not texts or sample.statements[chosen].label,
             meta={**sample.meta, **told},
@@ -156,13 +174,16 @@ class PositionDraw:
         return sample.key, self.source.visual(shard, sample, rng if self.augment else None)
 
     def other_text(self, k: int) -> tuple[str, Tokens]:
-        """(key, one text) of the k-th other sample, uniform over its source, never the sample itself."""
-        self.source.must_have("text")
+        """(key, one text) of the k-th other sample, uniform over its source, never the sample itself; with that sample's own tags, where
+        texts are told with tags."""
+        source = self.source
+        source.must_have("text")
         rng = self.generator(f"other_text/{k}")
         shard, place = self._other(rng)
-        sample = self.source.reader.read_at(shard, place, images=False)
-        texts = self.source.texts(sample)
-        return sample.key, self.tokenize(texts[int(rng.integers(len(texts)))])
+        sample = source.reader.read_at(shard, place, False, source.tags_need_regions)
+        texts = source.texts(sample)
+        tags = source.tags(shard, sample, source.regions(shard, sample) if source.tags_need_regions else None)
+        return sample.key, self.tokenize(texts[int(rng.integers(len(texts)))], tags)
 
     def tokenize(self, text: str, second: str | None = None) -> Tokens:
         """One text, or a pair."""

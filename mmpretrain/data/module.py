@@ -12,11 +12,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from mmpretrain.data import regions_info, tokenizer_training, working
+from mmpretrain.data import regions_info, working
 from mmpretrain.data.buckets import Buckets
-from mmpretrain.data.collate import Collator
 from mmpretrain.data.cursor import Cursor
-from mmpretrain.data.dataset import Assembler, Source, StepDataset, ValDataset
+from mmpretrain.data.dataset import Assembler, StepDataset, ValDataset
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.feed import Feed
 from mmpretrain.data.image import ImageTransform
@@ -24,20 +23,19 @@ from mmpretrain.data.loaders import StepLoader, StepSampler, check_shared_draws,
 from mmpretrain.data.mixture import TrainSource
 from mmpretrain.data.mixture_cursor import BatchMixtureCursor, SampleMixtureCursor
 from mmpretrain.data.plan import Plan, spread, val_slices
-from mmpretrain.data.position import PositionedData
-from mmpretrain.data.reader import ShardReader, open_reader
-from mmpretrain.data.regions_info import RegionsInfo
+from mmpretrain.data.reader import open_reader
+from mmpretrain.data.reading import ReadingData
 from mmpretrain.data.retry import RemoteOptions
-from mmpretrain.data.text import TextOptions, Tokenizer
+from mmpretrain.data.tags import TagOptions
+from mmpretrain.data.text import TextOptions
 from mmpretrain.data.training_set import Defaults, TrainingSet, specs_of
-from mmpretrain.data.units import Units
 from mmpretrain.data.visual import RegionOptions, Shown
-from mmpretrain.types import Preparer, Vocabulary
+from mmpretrain.types import Preparer
 
 _CURSORS: dict[str, type[Cursor]] = {"": Cursor, "sample": SampleMixtureCursor, "batch": BatchMixtureCursor}
 
 
-class ShardData(PositionedData):
+class ShardData(ReadingData):
     """Batches from WebDataset shards, in an order that is a pure function of (seed, epoch).
 
     Args:
@@ -52,6 +50,7 @@ class ShardData(PositionedData):
         text_from: ``captions``, or ``statements`` with their labels (a false one comes with ``matched=False``).
         show: what is read of a sample's visual side: ``image``, ``regions`` (``KEY.regions.npz``; no picture is read then), or ``both``.
         regions: which of them.
+        tags: texts are pairs of a text and the names of the objects of the picture; None: texts stand alone.
         seed: root of the order and of every draw.
         workers: processes that decode; None: as many as the machine allows; 0: decode in the training process.
         val_batch_size: samples of a validation batch of one rank.
@@ -82,6 +81,7 @@ class ShardData(PositionedData):
         text_from: Literal["captions", "statements"] = "captions",
         show: Literal["image", "regions", "both"] = "image",
         regions: RegionOptions = RegionOptions(),  # noqa: B008  (frozen)
+        tags: TagOptions | None = None,
         seed: int = 0,
         workers: int | None = None,
         val_batch_size: int = 64,
@@ -110,7 +110,7 @@ class ShardData(PositionedData):
         self.captions, self.text_from, self.seed, self.workers = captions, text_from, seed, workers
         self.val_batch_size, self.val_samples, self.block = val_batch_size, val_samples, block
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
-        self.mix, self.buckets = mix, buckets
+        self.mix, self.buckets, self.tags = mix, buckets, tags
         self.open_reader = partial(open_reader, remote=remote, allow_pipe=allow_pipe)
         self.shown = Shown(show, regions).check(image)
         self.set = TrainingSet(specs_of(train), Defaults(text_from, captions, self.shown), temperature, self.open_reader)
@@ -118,35 +118,12 @@ class ShardData(PositionedData):
         self.preparers: dict[str, Preparer] = {}
         self.objective_sources: dict[str, tuple[str, ...] | None] = {}
         self.feed: Feed | None = None
-        self._tokenizer: Tokenizer | None = None
-        self._val: dict[str, ShardReader] = {}
-        self.regions_info: RegionsInfo | None = None  # what made the regions, known after ``setup``
-        self.region_width: int | None = None  # values of a region's feature, where regions are shown; known after ``setup``
         for name in self.set.specs:
             self.set.shown(name).check(image)
+            if tags is not None:
+                tags.check(self.set.shown(name))
 
-    # ---------------------------------------------------------------- facts
-    @property
-    def reader(self) -> ShardReader:
-        """The training samples, by number. Opens (and, once, indexes) the shards."""
-        return self.set.reader
-
-    def val_reader(self, name: str) -> ShardReader:
-        """The samples of one validation set, by number."""
-        if name not in self._val:
-            self._val[name] = self.open_reader(self.val_sources[name], "val")
-        return self._val[name]
-
-    @property
-    def val_names(self) -> tuple[str, ...]:
-        """The validation sets, in the order of their loaders."""
-        return tuple(self.val_sources)
-
-    @property
-    def val_readers(self) -> dict[str, ShardReader]:
-        """The samples of every validation set."""
-        return {name: self.val_reader(name) for name in self.val_sources}
-
+    # ---------------------------------------------------------------- life cycle
     @property
     def plan(self) -> Plan | None:
         """The order of the one source; of a mixture's first."""
@@ -160,38 +137,6 @@ class ShardData(PositionedData):
         assert self.feed is not None
         return self.feed.steps
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Trained at first use where the options ask for it, then cached by the contents of the shards."""
-        if self._tokenizer is None:
-            self._tokenizer = tokenizer_training.make(self.text, self.max_tokens, self.reader)
-        return self._tokenizer
-
-    def adopt(self, tokenizer: Tokenizer) -> None:
-        """Use this tokenizer, that of a checkpoint, where the options would train one: other shards must not change what an id means."""
-        self._tokenizer = tokenizer.with_max_tokens(self.max_tokens)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Of the tokenizer."""
-        return self.tokenizer.vocabulary
-
-    @property
-    def transform(self) -> ImageTransform:
-        """Of pictures; without a generator it is the one of evaluation."""
-        return self.image
-
-    @property
-    def collator(self) -> Collator:
-        """Pads texts and pictures as training does."""
-        return Collator(self.vocabulary.pad, self.image.mean, self.image.std)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the contents of the training shards."""
-        return self.set.fingerprint
-
-    # ---------------------------------------------------------------- life cycle
     def configure(
         self,
         rank: int = 0,
@@ -259,12 +204,6 @@ class ShardData(PositionedData):
         )
 
     # ---------------------------------------------------------------- loaders
-    def source(self, name: str, reader: ShardReader, units: Units) -> Source:
-        """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
-        wanted = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
-        preparers = {key: one for key, one in self.preparers.items() if key in wanted or key not in self.objective_sources}
-        return Source(reader, units, self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width)
-
     def train_dataloader(self) -> working.Loader:
         """Items are tuples of micro-batches, one item per optimiser step; the length is that of a whole epoch."""
         if self.feed is None or self.cursor is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from mmpretrain.data.cache import cache_root, locked, write_atomic
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.text import TextOptions, Tokenizer
+from mmpretrain.data.told import Told
 
 TRAINED = ("wordpiece", "byte_bpe")
 _VERSION = 1
@@ -25,11 +27,18 @@ _ALPHABET = 1000
 _SHOW_PROGRESS = 50_000  # samples
 
 
-def make(options: TextOptions, max_tokens: int, reader: ShardReader, progress: bool | None = None) -> Tokenizer:
+def make(
+    options: TextOptions,
+    max_tokens: int,
+    reader: ShardReader,
+    progress: bool | None = None,
+    told: Told = Told(),  # noqa: B008  (immutable)
+) -> Tokenizer:
     """The tokenizer that the options ask for; one trained on this corpus before is taken from the cache.
 
     Args:
         progress: of reading the texts; None: where they are many.
+        told: what is told of samples beside their captions and statements.
 
     Raises:
         DataError: an unknown name, a folder without a tokenizer, or a vocabulary too small for the letters of the corpus.
@@ -43,21 +52,27 @@ def make(options: TextOptions, max_tokens: int, reader: ShardReader, progress: b
         return tokenizer_files.folder(path, max_tokens)
     import tokenizers
 
-    facts = [_VERSION, tokenizers.__version__, reader.fingerprint, vars(options)]
+    facts = [_VERSION, tokenizers.__version__, reader.fingerprint, vars(options), *told.facts]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     target = cache_root() / "tokenizers" / f"{name}.json"
     with locked(str(target)):
         if target.is_file():
             return Tokenizer.from_json(target.read_text(encoding="utf-8")).with_max_tokens(max_tokens)
-        made = train(lambda: texts(reader, options.corpus, progress), options, max_tokens)
+        names = list(told.names(options.min_frequency))
+        made = train(lambda: itertools.chain(texts(reader, options.corpus, progress, told), names), options, max_tokens)
         with contextlib.suppress(OSError):  # without a writable cache it is trained again next time
             write_atomic(target, made.to_json().encode("utf-8"))
     return made
 
 
-def texts(reader: ShardReader, limit: int, progress: bool | None = None) -> Iterator[str]:
-    """All captions and statements of at most ``limit`` samples, evenly spread over the set. Samples that cannot be read have none; the
-    first of them is named in a warning."""
+def texts(
+    reader: ShardReader,
+    limit: int,
+    progress: bool | None = None,
+    told: Told = Told(),  # noqa: B008  (immutable)
+) -> Iterator[str]:
+    """All captions and statements, and what else is ``told``, of at most ``limit`` samples, evenly spread over the set. Samples that cannot
+    be read have none; the first of them is named in a warning."""
     chosen = np.arange(min(limit, len(reader)), dtype=np.int64) * len(reader) // max(1, min(limit, len(reader)))
     rows: Iterable[int] = chosen.tolist()
     if progress or (progress is None and len(chosen) > _SHOW_PROGRESS):
@@ -79,6 +94,7 @@ def texts(reader: ShardReader, limit: int, progress: bool | None = None) -> Iter
                 continue
             yield from found.captions
             yield from (statement.text for statement in found.statements)
+            yield from told.of(found)
     if damaged > 1:
         print(f"mmpretrain: warning: texts of {damaged} damaged samples are left out of the tokenizer's corpus", file=sys.stderr)
 

@@ -56,7 +56,9 @@ class ITMPreparer(NamedTuple):
                 return Swap(KINDS.index("edit"), text=edited)
             kind = "text"
         if kind == "image":
-            other = _other_visual(example, draw)
+            other, text = _other_visual(example, draw), example.text
+            if text is not None and text.second != other.tags:  # tags belong to the picture
+                return Swap(KINDS.index("image"), other.image, draw.tokenize(text.text, other.tags), other.regions)
             return Swap(KINDS.index("image"), other.image, regions=other.regions)
         return Swap(KINDS.index("text"), text=_other_text(example, draw))
 
@@ -72,7 +74,7 @@ def _edit(example: Example, draw: Draw, permutation: Any) -> Tokens | None:
         return None
     edits = per_caption[index]
     for i in permutation(len(edits)):
-        tokens = draw.tokenize(edits[int(i)]["text"])
+        tokens = draw.tokenize(edits[int(i)]["text"], example.text.second)
         if tokens.ids != example.text.ids:
             return tokens
     return None
@@ -101,6 +103,8 @@ def _other_text(example: Example, draw: Draw) -> Tokens:
         raise ValueError(f"ITM: sample {example.key!r} has no text to replace; name the sources with text in `sources`")
     for k in range(_TRIES):
         key, tokens = draw.other_text(k)
+        if tokens.second != example.text.second:  # the other caption, with the tags of this picture
+            tokens = draw.tokenize(tokens.text, example.text.second)
         if key != example.key and tokens.ids != example.text.ids:
             return tokens
     raise ValueError(f"ITM: {_TRIES} draws gave no text that differs from that of {example.key!r}; the data need more texts")

@@ -82,8 +82,8 @@ class Drawer:
         j = self.other(k, "text")
         return f"k{j}", tokens(4 + j % 5, seed=j)
 
-    def tokenize(self, text: str) -> Tokens:
-        return tokens(9, seed=random.stream(text))
+    def tokenize(self, text: str, second: str | None = None) -> Tokens:
+        return tokens(9, seed=random.stream(text if second is None else f"{text}\n{second}"))._replace(second=second)
 
 
 def batch_of(examples: Sequence[Example]) -> Batch:

@@ -1,0 +1,111 @@
+"""What a data module reads: its sets, the tokenizer of their texts, and the way from their samples to examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from mmpretrain.data import regions_info, tokenizer_training
+from mmpretrain.data.collate import Collator
+from mmpretrain.data.dataset import Source
+from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.position import PositionedData
+from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.regions_info import RegionsInfo
+from mmpretrain.data.tags import Tagger, TagOptions, tagger
+from mmpretrain.data.text import TextOptions, Tokenizer
+from mmpretrain.data.told import Told
+from mmpretrain.data.training_set import TrainingSet
+from mmpretrain.data.units import Units
+from mmpretrain.types import Preparer, Vocabulary
+
+
+class ReadingData(PositionedData):
+    """The half of ``ShardData`` that knows what is read; the other half knows in what order."""
+
+    set: TrainingSet
+    val_sources: dict[str, str | list[str]]
+    text: TextOptions
+    max_tokens: int
+    image: ImageTransform
+    tags: TagOptions | None
+    on_bad: str
+    open_reader: Callable[[str | list[str], str], ShardReader]
+    preparers: dict[str, Preparer]
+    objective_sources: Mapping[str, tuple[str, ...] | None]
+
+    def __init__(self, max_bad_fraction: float) -> None:
+        super().__init__(max_bad_fraction)
+        self._tokenizer: Tokenizer | None = None
+        self._val: dict[str, ShardReader] = {}
+        self.regions_info: RegionsInfo | None = None  # what made the regions, known after ``setup``
+        self.region_width: int | None = None  # values of a region's feature, where regions are shown; known after ``setup``
+
+    @property
+    def reader(self) -> ShardReader:
+        """The training samples, by number. Opens (and, once, indexes) the shards."""
+        return self.set.reader
+
+    def val_reader(self, name: str) -> ShardReader:
+        """The samples of one validation set, by number."""
+        if name not in self._val:
+            self._val[name] = self.open_reader(self.val_sources[name], "val")
+        return self._val[name]
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """The validation sets, in the order of their loaders."""
+        return tuple(self.val_sources)
+
+    @property
+    def val_readers(self) -> dict[str, ShardReader]:
+        """The samples of every validation set."""
+        return {name: self.val_reader(name) for name in self.val_sources}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Trained at first use where the options ask for it, then cached by the contents of the shards."""
+        if self._tokenizer is None:
+            told = Told(self.tagger(self.reader))
+            self._tokenizer = tokenizer_training.make(self.text, self.max_tokens, self.reader, told=told)
+        return self._tokenizer
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Use this tokenizer, that of a checkpoint, where the options would train one: other shards must not change what an id means."""
+        self._tokenizer = tokenizer.with_max_tokens(self.max_tokens)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of the tokenizer."""
+        return self.tokenizer.vocabulary
+
+    @property
+    def transform(self) -> ImageTransform:
+        """Of pictures; without a generator it is the one of evaluation."""
+        return self.image
+
+    @property
+    def collator(self) -> Collator:
+        """Pads texts and pictures as training does."""
+        return Collator(self.vocabulary.pad, self.image.mean, self.image.std)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the contents of the training shards."""
+        return self.set.fingerprint
+
+    def tagger(self, reader: ShardReader) -> Tagger | None:
+        """What makes the tags of these samples; None where texts stand alone.
+
+        Raises:
+            DataError: tags are to be made of regions whose classes have no names.
+        """
+        if self.tags is None:
+            return None
+        return tagger(self.tags, self.regions_info or regions_info.check_readers([reader]))
+
+    def source(self, name: str, reader: ShardReader, units: Units) -> Source:
+        """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
+        wanted = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
+        preparers = {key: one for key, one in self.preparers.items() if key in wanted or key not in self.objective_sources}
+        way = (self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width, self.tagger(reader))
+        return Source(reader, units, *way)
