@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup, get_polynomial_decay_schedule_with_warmup
 
-from mmpretrain.train.schedule import Constant, Schedule, StepScheduler, WarmupCosine, WarmupLinear
+from mmpretrain.train.schedule import Constant, Milestones, Schedule, StepScheduler, WarmupCosine, WarmupLinear
 
 W, T = 10, 100
 GOLDEN = {  # name -> (schedule, factors at 0, 5, 10, 50, 100)
@@ -16,6 +16,7 @@ GOLDEN = {  # name -> (schedule, factors at 0, 5, 10, 50, 100)
     "cosine": (WarmupCosine(W), (0.1, 0.6, 1.0, 0.5868240888334652, 0.0)),
     "floor": (WarmupCosine(W, floor=0.1), (0.1, 0.6, 1.0, 0.1 + 0.9 * 0.5868240888334652, 0.1)),
     "constant": (Constant(W), (0.0, 0.5, 1.0, 1.0, 1.0)),
+    "milestones": (Milestones([0.5, 100], warmup=W), (0.0, 0.5, 1.0, 0.1, 0.01)),
     "share": (WarmupLinear(0.1), (0.0, 0.5, 1.0, 50 / 90, 0.0)),
 }
 
@@ -72,3 +73,22 @@ def test_state_is_plain_and_continues() -> None:
 def test_impossible_warmup_is_an_error(warmup: float) -> None:
     with pytest.raises(ValueError, match="warmup"):
         Schedule(warmup)
+
+
+def test_milestones_are_those_of_torch() -> None:
+    """Pixel-BERT: a tenth at epochs 25 and 35 of 40, here of 5 steps each."""
+    theirs = sgd()
+    reference = torch.optim.lr_scheduler.MultiStepLR(theirs, [125, 175])
+    shares, steps = (StepScheduler(sgd(), Milestones(at), 200) for at in ([0.625, 0.875], [125, 175]))
+    for _ in range(200):
+        assert [s.optimizer.param_groups[0]["lr"] for s in (shares, steps)] == pytest.approx([theirs.param_groups[0]["lr"]] * 2, rel=1e-12)
+        for one in (theirs, shares.optimizer, steps.optimizer):
+            one.step()
+        for one in (reference, shares, steps):
+            one.step()
+
+
+@pytest.mark.parametrize("at", [[0.875, 0.625], [0], [1.5], [-3, 5]])
+def test_impossible_milestones_are_an_error(at: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"schedule\.at"):
+        Milestones(at)
