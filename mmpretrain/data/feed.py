@@ -28,6 +28,7 @@ class Part(NamedTuple):
     units: Units
     share: float = 1.0
     max_epochs: int | None = None
+    after: int | None = None  # the part that must have left before this one joins
 
     @property
     def most(self) -> int | None:
@@ -109,7 +110,8 @@ class Feed:
 
     def rebase(self, start: tuple[int, int], counts: Sequence[int]) -> None:
         """Begin the mixture of samples at (epoch, position) ``start``, the sources having given ``counts`` samples before."""
-        blend = Blend([part.share for part in self.parts], [part.most for part in self.parts], counts)
+        after = [part.after for part in self.parts]
+        blend = Blend([part.share for part in self.parts], [part.most for part in self.parts], counts, after)
         self.mixed = MixedOrder(self.plans, blend, self.batch_size, self.seed, start)
         self.tracks = [self._track(self.mixed)]
 

@@ -30,8 +30,9 @@ class TrainSource:
         sources: folders, tar files, patterns, as for ``data.train``.
         weight: its part of the samples, relative to the other weights; None for all sources: by their sizes and ``data.temperature``.
         max_epochs: passes after which the source leaves the mixture and the others share its part; None: no limit.
+        after: the source that must have left before this one joins: stages of a run (ImageBERT); None: it takes part from the start.
         reads: ``pairs``: samples with a picture and a text; ``texts`` or ``images``: this alone is needed and read.
-        text_from: ``captions`` or ``statements``; None: as ``data.text_from``.
+        text_from: ``captions``, ``statements``, ``questions`` or ``captions+questions``; None: as ``data.text_from``.
         captions: ``sample`` or ``all``; None: as ``data.captions``.
         show: ``image``, ``regions`` or ``both``; None: as ``data.show``.
         regions: which regions; None: as ``data.regions``.
@@ -43,8 +44,9 @@ class TrainSource:
     sources: str | list[str]
     weight: float | None = None
     max_epochs: int | None = None
+    after: str | None = None
     reads: Literal["pairs", "texts", "images"] = "pairs"
-    text_from: Literal["captions", "statements"] | None = None
+    text_from: Literal["captions", "statements", "questions", "captions+questions"] | None = None
     captions: Literal["sample", "all"] | None = None
     show: Literal["image", "regions", "both"] | None = None
     regions: RegionOptions | None = None
@@ -83,6 +85,27 @@ def shares(specs: Mapping[str, TrainSource], sizes: Sequence[int], temperature: 
     weights = [size ** (1 / temperature) for size in sizes] if without else [float(spec.weight or 0) for spec in specs.values()]
     total = math.fsum(weights)
     return tuple(weight / total for weight in weights)
+
+
+def stages(specs: Mapping[str, TrainSource]) -> tuple[int | None, ...]:
+    """The number of the source that each one waits for, None where it waits for none.
+
+    Raises:
+        DataError: a source waits for one that does not exist, never leaves, or waits for it in turn.
+    """
+    names = list(specs)
+    for name, spec in specs.items():
+        seen, one = {name}, spec.after
+        while one is not None:
+            if one not in specs:
+                raise DataError(f"data.train: {name!r} waits for {one!r} (after), which is none of {', '.join(specs)}")
+            if one in seen:
+                raise DataError(f"data.train: {name!r} and {one!r} wait for each other (after); one must take part from the start")
+            if specs[one].max_epochs is None:
+                raise DataError(f"data.train: {name!r} waits for {one!r} (after), which never leaves; give it max_epochs")
+            seen.add(one)
+            one = specs[one].after
+    return tuple(None if spec.after is None else names.index(spec.after) for spec in specs.values())
 
 
 def quotas(weights: Sequence[float]) -> tuple[int, ...]:
@@ -154,19 +177,28 @@ class Blend:
         weights: of the sources.
         most: samples after which a source leaves; None: never. At least one source stays.
         counts: samples that each has given before the first turn.
+        after: the source that must have left before this one joins; None: none waits.
 
     Raises:
         DataError: every source may leave.
     """
 
-    def __init__(self, weights: Sequence[float], most: Sequence[int | None], counts: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        weights: Sequence[float],
+        most: Sequence[int | None],
+        counts: Sequence[int] | None = None,
+        after: Sequence[int | None] | None = None,
+    ) -> None:
         if all(one is not None for one in most):
             raise DataError("data.train: every source has max_epochs; one must go on without it, trainer.max_steps ends the run")
         before = np.asarray([0] * len(weights) if counts is None else counts, dtype=np.int64)
         self.segments: list[_Segment] = []
         start = 0
         while True:
-            active = np.asarray([k for k, one in enumerate(most) if one is None or before[k] < one], dtype=np.int64)
+            left = {k for k, one in enumerate(most) if one is not None and before[k] >= one}
+            waits = [after is not None and after[k] is not None and after[k] not in left for k in range(len(most))]
+            active = np.asarray([k for k in range(len(most)) if k not in left and not waits[k]], dtype=np.int64)
             made = Interleave([weights[k] for k in active])
             self.segments.append(_Segment(start, active, made, before))
             ends = [made.turn(place, most[k] - int(before[k]) - 1) + 1 for place, k in enumerate(active.tolist()) if most[k] is not None]

@@ -12,7 +12,9 @@ from mmpretrain.data.feed import Item
 from mmpretrain.data.track import BucketTrack, Place
 
 _CHANGES_KEPT = 3
-_FACTS = {"as": "what is read", "shards": "the fingerprint of the shards", "max_epochs": "max_epochs", "weight": "the weight"}
+_FACTS = {
+    "as": "what is read", "shards": "the fingerprint of the shards", "max_epochs": "max_epochs", "after": "after", "weight": "the weight"
+}  # fmt: skip
 
 
 class MixtureCursor(Cursor):
@@ -165,8 +167,10 @@ class BatchMixtureCursor(MixtureCursor):
         return made
 
     def _active(self) -> tuple[int, ...]:
-        limits = ((place.epoch, part.max_epochs) for place, part in zip(self.places, self.feed.parts, strict=True))
-        return tuple(number for number, (epoch, most) in enumerate(limits) if most is None or epoch < most)
+        parts = self.feed.parts
+        limits = ((place.epoch, part.max_epochs) for place, part in zip(self.places, parts, strict=True))
+        left = {number for number, (epoch, most) in enumerate(limits) if most is not None and epoch >= most}
+        return tuple(n for n, part in enumerate(parts) if n not in left and (part.after is None or part.after in left))
 
     def item(self) -> Item:
         number = self.feed.turn(self._active(), self.turn)

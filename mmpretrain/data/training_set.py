@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmpretrain.data import quarantine
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.feed import Feed, Part
-from mmpretrain.data.mixture import TrainSource, shares
+from mmpretrain.data.mixture import TrainSource, shares, stages
 from mmpretrain.data.quarantine import Quarantine
 from mmpretrain.data.reader import ShardReader, open_reader
 from mmpretrain.data.units import Units
@@ -139,9 +139,10 @@ class TrainingSet:
         """What the run is fed with."""
         units = [self.units_of(name) for name in self.specs]
         found = shares(self.specs, [one.total for one in units], self.temperature) if self.named else (1.0,)
-        return [Part(name, one, share, spec.max_epochs) for (name, spec), one, share in zip(self.specs.items(), units, found, strict=True)]
+        rows = zip(self.specs.items(), units, found, stages(self.specs), strict=True)
+        return [Part(name, one, share, spec.max_epochs, after) for (name, spec), one, share, after in rows]
 
-    def facts(self, parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
+    def facts(self, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
         """What a checkpoint remembers of every source of a mixture."""
         found = {}
         for part in parts:
@@ -149,6 +150,7 @@ class TrainingSet:
             kind += f"/{part.units.shown.show}" if part.units.reads_regions else ""
             found[part.name] = {"as": kind, "shards": self.fingerprint_of(part.name)[:12], "weight": round(part.share, 6)}
             found[part.name] |= {"max_epochs": part.max_epochs} if part.max_epochs is not None else {}
+            found[part.name] |= {"after": parts[part.after].name} if part.after is not None else {}
         return found
 
     def objectives_of(self, name: str, sources: Mapping[str, tuple[str, ...] | None]) -> set[str]:
@@ -185,6 +187,7 @@ class TrainingSet:
             text += f", {named} at its end are dropped"
         for part in feed.parts if feed.mix else ():
             limit = f", at most {part.max_epochs} epochs" if part.max_epochs else ""
+            limit += f", after {feed.parts[part.after].name}" if part.after is not None else ""
             text += f"; {part.name}: {100 * part.share:.3g} % from {part.units.samples} samples{limit}"
         for part in feed.parts:
             text += self._left_out(part)

@@ -12,7 +12,7 @@ from helpers.plans import ahead, batches, feed, ids, part, twice
 from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.errors import DataError, ResumeError
 from mmpretrain.data.feed import Feed, Part
-from mmpretrain.data.mixture import Blend, Interleave, TrainSource, quotas, shares
+from mmpretrain.data.mixture import Blend, Interleave, TrainSource, quotas, shares, stages
 from mmpretrain.data.mixture_cursor import BatchMixtureCursor, SampleMixtureCursor
 
 SPECS = {"a": TrainSource("a"), "b": TrainSource("b"), "c": TrainSource("c")}
@@ -82,6 +82,41 @@ def test_a_source_leaves_after_its_epochs_and_the_others_share_its_part():
     assert 0 not in rest and rest.count(1) / len(rest) == pytest.approx(0.6, abs=0.01)
     with pytest.raises(DataError, match="every source has max_epochs"):
         feed([part("a", [10], 0.5, 1), part("b", [10], 0.5, 1)], batch=4)
+
+
+@pytest.mark.parametrize("mix", ["sample", "batch"])
+def test_stages_a_source_joins_when_another_has_left(mix):
+    """ImageBERT: one set first, then the others, whatever their weights; a position in either stage is found again."""
+
+    def new() -> Feed:
+        later = (part("cc", [24], 0.6), part("sbu", [16], 0.3))
+        return feed([part("web", [16, 24], 0.1, max_epochs=2), *(one._replace(after=0) for one in later)], batch=8, mix=mix)
+
+    walker, states = cursor(new()), []
+    found = batches(walker.feed, ahead(walker, 40))
+    for _ in range(40):
+        states.append(json.loads(json.dumps(walker.state())))
+        walker.advance()
+    sources = [row[1] for batch in found for row in batch]
+    assert set(sources[:80]) == {0} and set(sources[80:]) == {1, 2}
+    assert sources[80:].count(1) / len(sources[80:]) == pytest.approx(2 / 3, abs=0.03)
+    for number in (3, 9, 10, 11, 30):
+        again = cursor(new())
+        again.load(states[number])
+        assert batches(again.feed, ahead(again, 5)) == found[number : number + 5]
+
+
+def test_stages_that_cannot_be():
+    specs = {"a": TrainSource("a", max_epochs=1), "b": TrainSource("b", after="a"), "c": TrainSource("c", after="a", max_epochs=2)}
+    assert stages(specs) == (None, 0, 0) and stages(SPECS) == (None,) * 3
+    for change, message in (
+        ({"b": TrainSource("b", after="d")}, "'b' waits for 'd' .*none of a, b, c"),
+        ({"c": TrainSource("c", after="b")}, "'c' waits for 'b' .*never leaves; give it max_epochs"),
+        ({"a": TrainSource("a", after="c", max_epochs=1)}, "wait for each other"),
+        ({"a": TrainSource("a", after="a", max_epochs=1)}, "wait for each other"),
+    ):
+        with pytest.raises(DataError, match=message):
+            stages({**specs, **change})
 
 
 def test_every_source_runs_through_its_own_epochs():
