@@ -23,7 +23,7 @@ ALLOWED = {
     "methods": BASE | {"nn", "objectives"},
     "data": BASE,
     "data_tools": BASE | {"data", "report"},
-    "weights": BASE | {"nn", "models"},
+    "weights": BASE | {"nn", "models", "methods"},
     "evaluate": BASE | {"nn", "models", "data", "weights"},
     "report": {"types"},
     "train": BASE | {"nn", "models", "objectives", "methods", "data", "data_tools", "weights", "evaluate", "report"},

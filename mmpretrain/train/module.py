@@ -34,6 +34,7 @@ from mmpretrain.train.schedule import Schedule, StepScheduler
 from mmpretrain.train.step import StepResult
 from mmpretrain.train.tasks import tasks
 from mmpretrain.train.trainer import EngineFlags, run_steps
+from mmpretrain.train.transforms import ModelTransform, transform
 from mmpretrain.types import Batch, Preparer, Vocabulary
 
 DATA_FACTS = ("fingerprint", "batch_size", "seed", "steps_per_epoch", "position")  # alike on every rank
@@ -50,7 +51,7 @@ class Pretrain(EvaluatedModule):
         task_schedule: ``all``: every objective at every step; ``sample``: one view per step, drawn from (seed, step) alike on every rank.
         task_weights: view -> relative frequency for ``sample``; equal if None.
         phases: rows ``{until: step, set: {"objective.attribute": value}}``; ``model`` and ``adversarial`` have attributes too.
-        transforms: functions ``nn.Module -> nn.Module`` applied to the model before any parallel plan.
+        transforms: changes of the model before any parallel plan, in order, such as weights to start from; None: none.
         compile: ``torch.compile`` of each block.
         activation_checkpointing: recompute blocks in the backward.
         ema_decay: keep an average of the parameters; None: none.
@@ -72,7 +73,7 @@ class Pretrain(EvaluatedModule):
         task_schedule: Literal["all", "sample"] = "all",
         task_weights: dict[str, float] | None = None,
         phases: Sequence[dict[str, Any]] = (),
-        transforms: Sequence[Any] = (),
+        transforms: list[ModelTransform] | None = None,
         compile: bool = False,
         activation_checkpointing: bool = False,
         ema_decay: float | None = None,
@@ -90,7 +91,7 @@ class Pretrain(EvaluatedModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.task_schedule, self.task_weights = task_schedule, task_weights
         self.phases = phase_table.as_phases(phases)
-        self.transforms, self.compile_blocks, self.activation_checkpointing = tuple(transforms), compile, activation_checkpointing
+        self.transforms, self.compile_blocks, self.activation_checkpointing = tuple(transforms or ()), compile, activation_checkpointing
         self.ema_decay = ema_decay
         self.guard, self.roll_back = StepGuard(on_nonfinite, on_spike, max_skips), RollBack()
         self.backward_plan, self.reduction, self.seed = backward, reduction, seed
@@ -148,8 +149,7 @@ class Pretrain(EvaluatedModule):
             torch.manual_seed(key_of(self.seed, stream("train/init")) & ((1 << 63) - 1))
             materialise(self.root)
             self.root.bind(self.vocabulary)
-        for transform in self.transforms:
-            self.root.model = transform(self.root.model)
+        transform(self.root, self.transforms, self._trainer)
         strategy = self.trainer.strategy if self._trainer is not None else None
         prepare(self.root, strategy, checkpointing=self.activation_checkpointing, compile=self.compile_blocks)
 

@@ -89,6 +89,7 @@ class Trainer(pl.Trainer):
         if use_distributed_sampler:
             raise ValueError("trainer.use_distributed_sampler must stay false: the loaders of mmpretrain split by rank themselves")
         self.engine = EngineFlags(gradient_clip_val or None, gradient_clip_algorithm or "norm", accumulate_grad_batches)
+        self.loading: str | None = None  # the checkpoint of the command under way
         super().__init__(
             gradient_clip_val=None, gradient_clip_algorithm=None, accumulate_grad_batches=1, use_distributed_sampler=False, **kwargs
         )
@@ -116,9 +117,11 @@ class Trainer(pl.Trainer):
         Raises:
             CheckpointError: there is none.
         """
+        self.loading = None
         if spec is None:
             return None
         keepers = [callback for callback in self.callbacks if isinstance(callback, Checkpoints)]
         folder = keepers[0].given if keepers and keepers[0].given else os.path.join(self.default_root_dir, "checkpoints")
         path = resolve(str(spec), Path(folder))
-        return None if path is None else str(path)
+        self.loading = None if path is None else str(path)
+        return self.loading
