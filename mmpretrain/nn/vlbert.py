@@ -165,7 +165,7 @@ class VLBERTEmbedder(nn.Module):
         """
         if text is None and objects is None:
             raise ValueError("VL-BERT needs a batch with text, regions or both")
-        lengths = text.lengths if text is not None else (0,) * len(objects.lengths)  # type: ignore[union-attr]
+        lengths = text.lengths if text is not None else (0,) * len(objects.lengths)
         if max(lengths) + 2 > self.positions.num_embeddings or (text is not None and min(lengths) < 1):
             known = self.positions.num_embeddings
             raise ValueError(f"texts must have 1 to {known - 2} tokens ({known} positions, two are the objects' and [END]'s)")
@@ -174,7 +174,7 @@ class VLBERTEmbedder(nn.Module):
         if objects is not None:
             visible = self._visible(objects)
             visual_BD = self.text_norm(visible.x_ND.index_select(0, visible.layout.first_B(device)))
-            said = self.object_word
+            said: Tensor = self.object_word
             if objects.removed_N is not None:
                 said = torch.where(objects.removed_N[:, None], self.mask_word, said)
             tail = Ragged(self.object_norm(visible.x_ND) + said, visible.layout)

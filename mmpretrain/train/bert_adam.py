@@ -42,7 +42,7 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(params, settings)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; what ``closure`` returns."""
         loss = None
         if closure is not None:

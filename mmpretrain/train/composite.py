@@ -36,7 +36,7 @@ class Composite(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of each part, in order; what ``closure`` returns."""
         loss = None
         if closure is not None:

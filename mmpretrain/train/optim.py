@@ -163,9 +163,10 @@ class Optimizer:
         if not any(groups for _, groups in shares):
             raise ValueError("optimizer: nothing to train, every parameter is frozen")
         built = [one._made(groups) for one, groups in shares]
-        made = built[0] if len(built) == 1 else Composite(built)
+        made: Any = built[0] if len(built) == 1 else Composite(built)
         made._step_supports_amp_scaling = False  # a fused one would unscale after guard and clipping
-        return made
+        optimizer: torch.optim.Optimizer = made
+        return optimizer
 
     def switches(self, parameters: Sequence[torch.Tensor]) -> dict[str, bool | None]:
         """torch's implementation switches. On CUDA the fused kernel is taken where nothing else was asked for: it alone leaves out a bad
