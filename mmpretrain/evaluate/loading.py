@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.regions_info import RegionsInfo
+from mmpretrain.data.tags import TagOptions, tagger
 from mmpretrain.data.text import Tokenizer
+from mmpretrain.data.training_set import Defaults, TrainingSet, specs_of
 from mmpretrain.data.visual import RegionOptions, Shown
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.rebuild import RefusedCheckpoint, build, construct
@@ -63,8 +66,8 @@ def load(path: str | Path, weights: str = "auto", which: str = "best", device: s
         config=config,
         weights=chosen,
         source=_source(file, about),
-        shown=_shown(config, transform, file),
         about={name: value for name, value in about.items() if name not in ("config", "tokenizer", "vocabulary")},
+        **_seeing(config, about, transform, file),
     )
     return found.to(device)
 
@@ -206,16 +209,32 @@ def _transform(config: Mapping[str, Any], file: Path) -> ImageTransform:
     return construct(ImageTransform, {"decoder": "pil", **node}, f"{file}: data.image")
 
 
-def _shown(config: Mapping[str, Any], transform: ImageTransform, file: Path) -> Shown:
-    """What ``data.show`` and ``data.regions`` say; pictures where the run did not set them."""
+def _seeing(config: Mapping[str, Any], about: Mapping[str, Any], transform: ImageTransform, file: Path) -> dict[str, Any]:
+    """What the run showed of samples (``data.show``, ``data.regions``, and those of its sources) and told with texts (``data.tags``);
+    pictures alone, and nothing, where it did not say."""
     data = config.get("data") or {}
-    node = data.get("regions") or {}
-    if not isinstance(node, Mapping):
-        raise RefusedCheckpoint(f"{file}: data.regions is not a table")
+    regions = _options(RegionOptions, data.get("regions"), f"{file}: data.regions")
+    tags = _options(TagOptions, data.get("tags"), f"{file}: data.tags")
     try:
-        return Shown(data.get("show", "image"), construct(RegionOptions, node, f"{file}: data.regions")).check(transform)
-    except DataError as error:
+        shown = Shown(data.get("show") or "image", regions or RegionOptions()).check(transform)
+        known = TrainingSet(specs_of(data.get("train") or ""), Defaults("captions", "sample", shown))
+        sources = {name: known.shown(name).check(transform) for name in known.specs if name}
+        info = RegionsInfo.from_json(about["regions"], file) if about.get("regions") else None
+        return {"shown": shown, "sources": sources, "tagger": None if tags is None else tagger(tags, info)}
+    except (DataError, TypeError) as error:
         raise RefusedCheckpoint(f"{file}: {error}") from None
+
+
+def _options(kind: type, node: Any, where: str) -> Any:
+    """The options at a place of the configuration; None where there are none."""
+    if node is None:
+        return None
+    if not isinstance(node, Mapping):
+        raise RefusedCheckpoint(f"{where} is not a table")
+    try:
+        return build(node, kind, where) if "class_path" in node else construct(kind, node, where)
+    except DataError as error:
+        raise RefusedCheckpoint(f"{where}: {error}") from None
 
 
 def _vocabulary(found: Any, file: Path) -> Vocabulary | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -12,14 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmpretrain.data.collate import Collator
+from mmpretrain.data.tags import Tagger
 from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.engine import Engine, Runner
 from mmpretrain.evaluate.inputs import VisualLike
 from mmpretrain.evaluate.seeing import Seeing
 from mmpretrain.types import Collate, Sample, Tokens, Visual, Vocabulary
-
-if TYPE_CHECKING:
-    from mmpretrain.data.tags import Tagger
 
 IMAGES = 512  # decoded images, or regions of so many, held at a time
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.regions import decode_regions
+from mmpretrain.data.tags import Tagger
 from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.inputs import ImageLike, VisualLike, file_of, holds_regions, picture_of
 from mmpretrain.types import Regions, Sample, Visual
-
-if TYPE_CHECKING:
-    from mmpretrain.data.tags import Tagger
 
 _UNNAMED = Sample("", (), ())
 MAKE = "make regions with the extractor of the run: mmpretrain data regions (docs/regions.md)"

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from mmpretrain.data import regions_info
+from mmpretrain.data.tags import tagger
 from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result
@@ -95,6 +97,8 @@ def measure(
 def live(trainer: pl.Trainer, pl_module: Any, weights: str = "raw") -> Pretrained:
     """The model under training as a ``Pretrained``. All its methods must be called on every rank alike."""
     data, root = trainer.datamodule, pl_module.root
+    known, tags = getattr(data, "set", None), getattr(data, "tags", None)
+    info = None if tags is None else data.regions_info or regions_info.check_readers(data.val_readers.values())
     return Pretrained.from_parts(
         root.model,
         root.objectives,
@@ -105,6 +109,8 @@ def live(trainer: pl.Trainer, pl_module: Any, weights: str = "raw") -> Pretraine
         weights=weights,
         source=f"step {trainer.global_step}",
         shown=getattr(data, "shown", Shown()),
+        sources={} if known is None else {name: known.shown(name) for name in known.specs if name},
+        tagger=None if tags is None else tagger(tags, info),
         runner=lambda function: root(function, mode="call"),
         autocast=_AUTOCAST.get(str(trainer.precision)),
     )

@@ -88,6 +88,7 @@ def payload(module: Pretrain) -> dict[str, Any]:
         "vocabulary": plain(module.vocabulary) if module.vocabulary is not None else None,
         "tokenizer": described() if callable(described) else None,
         "data_fingerprint": plain(getattr(data, "fingerprint", None)),
+        "regions": plain(info.to_json()) if (info := getattr(data, "regions_info", None)) is not None else None,
         "global_batch": plain(getattr(data, "batch_size", None)),
         "world_size": int(trainer.world_size),
         "precision": str(trainer.precision),

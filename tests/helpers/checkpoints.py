@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,18 @@ def config(system: str, vocab: int, tied: bool = True) -> dict[str, Any]:
     return {"model": {"system": found, "objectives": {"contrastive": node(Contrastive)}}, "data": {"image": image}}
 
 
-def checkpoint(path: Path, system: str = "vilt", ema: bool = False, tied: bool = True, tokenizer: str = "wordpiece", seed: int = 0) -> Path:
-    """Write a checkpoint with random weights, norms drawn around 1. The averages, where asked for, are twice the parameters."""
+def checkpoint(
+    path: Path,
+    system: str = "vilt",
+    ema: bool = False,
+    tied: bool = True,
+    tokenizer: str = "wordpiece",
+    seed: int = 0,
+    config: Callable[[str, int, bool], dict[str, Any]] = config,
+    **about: Any,
+) -> Path:
+    """Write a checkpoint with random weights, norms drawn around 1. The averages, where asked for, are twice the parameters. ``about``:
+    what else it says of itself."""
     from mmpretrain.evaluate.rebuild import build
     from mmpretrain.objectives.base import Objective
 
@@ -93,6 +104,7 @@ def checkpoint(path: Path, system: str = "vilt", ema: bool = False, tied: bool =
             "vocabulary": {**made.vocabulary._asdict(), "special": list(made.vocabulary.special)},
             "tokenizer": made.to_json(),
             "data_fingerprint": "0123456789abcdef",
+            **about,
         },
     }
     if ema:
