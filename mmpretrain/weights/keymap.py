@@ -88,6 +88,52 @@ class Row(NamedTuple):
         return [theirs[0].reshape(1) if self.lead < 0 else theirs[0].reshape(1, -1)]
 
 
+class Rows(NamedTuple):
+    """Our rows in another order: row k of ours is row ``order[k]`` of theirs (which class of a head means what)."""
+
+    order: tuple[int, ...]
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0][[self.order.index(k) for k in range(len(self.order))]]]
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [theirs[0][list(self.order)]]
+
+
+class After(NamedTuple):
+    """Ours has no place for the first ``rows`` of theirs, which are not used there and written as zeros."""
+
+    rows: int
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([ours[0].new_zeros(self.rows, *ours[0].shape[1:]), ours[0]])]
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [theirs[0][self.rows :]]
+
+
+class Twice(NamedTuple):
+    """One tensor of ours that theirs has under two names."""
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0], ours[0]]
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [theirs[0]]
+
+
+class Transposed(NamedTuple):
+    """Matrices that theirs keeps as (in, out), with another change beside that."""
+
+    inner: Op
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [x.t() for x in self.inner.to_theirs(ours)]
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return self.inner.to_ours([x.t() for x in theirs])
+
+
 class Rule(NamedTuple):
     """Names may hold ``{i}`` and ``{j}`` (numbers) and ``{p}`` (weight, bias, running_mean, ...), the same on both sides.
 
