@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmpretrain.data import working
+from mmpretrain.data import told, working
 from mmpretrain.data.bad import CONSECUTIVE, record
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.draws import generator
@@ -56,6 +56,8 @@ class Source:
         self.region_width, self.tagger = region_width, tagger
         self.reader, self.units, self.tokenizer, self.transform = reader, units, tokenizer, transform
         self.on_bad, self.name, self.preparers = on_bad, name, dict(preparers or {})
+        self.wants = {what for one in self.preparers.values() for what in getattr(one, "wants", ())}
+        self.answers = {name: number for number, name in enumerate(tokenizer.vocabulary.answers)}
 
     def picture(self, shard: int, sample: Sample, rng: np.random.Generator | None) -> Tensor:
         """The transformed picture(s) of a sample, several side by side: uint8 (3, H, W)."""
@@ -102,28 +104,35 @@ class Source:
             raise BadSample.of(self.reader.paths[shard], sample.key, error) from None
 
     def texts(self, sample: Sample) -> Sequence[str]:
-        return sample.captions if self.units.text_from == "captions" else [one.text for one in sample.statements]
+        """The texts of a sample, by their numbers."""
+        return told.texts(sample, self.units.text_from)
+
+    def telling(self, shard: int, sample: Sample, number: int) -> told.Telling:
+        """What is said of a text of a sample."""
+        try:
+            return told.telling(sample, self.units.text_from, number, self.wants, self.answers)
+        except BadSample as error:
+            raise BadSample.of(self.reader.paths[shard], sample.key, error) from None
 
     def example(self, shard: int, unit: int, draw: PositionDraw, text: int | None = None) -> Example:
         """The example of a unit, before preparers. ``text``: which of its texts is shown, where the plan has drawn it."""
         place, own, number = self.units.resolve(shard, unit)
         draw.number = number
-        reads, captions = self.units.reads, self.units.text_from == "captions"
         sample = self.reader.read_at(shard, place, self.units.reads_image, self.units.reads_regions)
-        texts = self.texts(sample) if reads != "images" else ()
+        texts = self.texts(sample) if self.units.reads != "images" else ()
         chosen = own if own is not None else text
         if texts and chosen is None:
             chosen = int(draw.generator("caption").integers(len(texts))) if len(texts) > 1 else 0
         visual = self.visual(shard, sample, draw.generator("augment") if draw.augment and self.units.reads_image else None)
-        told = {"caption_index" if captions else "statement_index": chosen} if texts else {}
+        said = self.telling(shard, sample, chosen) if chosen is not None and texts else told.Telling(True, {})
         return Example(
             key=sample.key,
             position=draw.position if draw.epoch >= 0 else -1,
             draw_key=draw.key,
-            text=self.tokenizer.tokenize(texts[chosen], visual.tags) if texts else None,
+            text=self.tokenizer.tokenize(texts[chosen], visual.tags) if chosen is not None and texts else None,
             image=visual.image,
-            matched=captions or not texts or sample.statements[chosen].label,
-            meta={**sample.meta, **told},
+            matched=said.matched,
+            meta={**sample.meta, **said.about},
             regions=visual.regions,
         )
 

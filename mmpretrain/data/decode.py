@@ -218,3 +218,15 @@ def _statements(meta: Mapping[str, Any]) -> tuple[Statement, ...]:
         if cleaned := decode_text(text.encode("utf-8", "surrogatepass")):
             made.append(Statement(cleaned, label))
     return tuple(made)
+
+
+def questions(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of ``json.questions`` that ask something, their ``question`` cleaned as texts are; whatever else stands there is passed
+    over."""
+    found, made = meta.get("questions"), []
+    for one in found if isinstance(found, list) else ():
+        asked = one.get("question") if isinstance(one, dict) else None
+        with contextlib.suppress(BadSample):
+            if isinstance(asked, str) and (asked := decode_text(asked.encode("utf-8", "surrogatepass"))):
+                made.append({**one, "question": asked})
+    return made

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmpretrain.data import shapes, tar
-from mmpretrain.data.decode import IMAGE, allowed, assemble, limit
+from mmpretrain.data.decode import IMAGE, allowed, assemble, limit, questions
 from mmpretrain.data.errors import BadSample, DataError
 
 _DIGESTED = 1  # what the digest covers: fingerprints outlive added columns
@@ -36,10 +36,12 @@ class ShardIndex(NamedTuple):
     statements_S: np.ndarray  # uint16
     images_S: np.ndarray  # uint16
     regions_S: np.ndarray  # uint16: regions of the sample; 0 where it has none, or they cannot be read
+    questions_S: np.ndarray  # uint16
     heights_S: np.ndarray  # uint32: of the picture, upright, several side by side; 0 where there is none, or its header cannot be read
     widths_S: np.ndarray  # uint32
     caption_bytes_C: np.ndarray  # uint16: bytes of each caption of each sample, one sample after another
     statement_bytes_C: np.ndarray  # uint16
+    question_bytes_C: np.ndarray  # uint16
     extensions: tuple[str, ...]
     tar_size: int
     digest: str  # sha256 of the keys, the members and the counts of texts and pictures
@@ -63,7 +65,7 @@ class ShardIndex(NamedTuple):
         ]
 
 
-ARRAYS = tuple(ShardIndex._fields[1:16])
+ARRAYS = tuple(ShardIndex._fields[1:18])
 _IDENTITY = 10  # arrays that the digest covers: the shapes follow from them
 
 
@@ -85,9 +87,9 @@ class _Builder:
         self.seen: set[str] = set()
         self.rows: list[tuple[int, int, int, str]] = []  # offset, size, crc, extension
         self.first = [0]
-        self.counts: list[tuple[int, ...]] = []  # captions, statements, pictures, regions
+        self.counts: list[tuple[int, ...]] = []  # captions, statements, pictures, regions, questions
         self.sizes: list[tuple[int, int]] = []
-        self.texts: tuple[list[int], list[int]] = ([], [])  # bytes of captions and of statements
+        self.texts: tuple[list[int], ...] = ([], [], [])  # bytes of captions, of statements and of questions
         self.ignored: Counter[str] = Counter()
         self.problems: list[str] = []
         self.bad = 0
@@ -117,23 +119,24 @@ class _Builder:
                 if (most := limit(name)) is not None and entry.member.size > most:
                     raise BadSample(f"{name} of {entry.member.size} bytes is longer than {most}")
             sample = assemble(key, {name: entry.data for name, entry in readable.items()})
-            texts = [sample.captions, [one.text for one in sample.statements]]
+            asked = [one["question"] for one in questions(sample.meta)]
+            texts = [sample.captions, [one.text for one in sample.statements], asked]
             for kept, found in zip(self.texts, texts, strict=True):
                 kept.extend(len(text.encode("utf-8")) for text in found[:_MOST])
-            counts = (len(sample.captions), len(sample.statements), len(sample.images), shapes.regions(sample.regions))
+            counts = (len(sample.captions), len(sample.statements), len(sample.images), shapes.regions(sample.regions), len(asked))
             self.counts.append(counts)
             self.sizes.append(shapes.joined([entry.size for entry in readable.values() if entry.size is not None]))
         except BadSample as error:
             self.bad += 1
             if len(self.problems) < _PROBLEMS_KEPT:
                 self.problems.append(f"{key}: {error}")
-            self.counts.append((0, 0, 0, 0))
+            self.counts.append((0, 0, 0, 0, 0))
             self.sizes.append((0, 0))
 
     def finish(self, tar_size: int) -> ShardIndex:
         names = sorted({row[3] for row in self.rows})
         code = {name: number for number, name in enumerate(names)}
-        rows, counts = self.rows, np.minimum(np.asarray(self.counts, dtype=np.int64).reshape(-1, 4), _MOST).astype(np.uint16)
+        rows, counts = self.rows, np.minimum(np.asarray(self.counts, dtype=np.int64).reshape(-1, 5), _MOST).astype(np.uint16)
         sizes = np.asarray(self.sizes, dtype=np.uint32).reshape(-1, 2)
         arrays: tuple[np.ndarray, ...] = (
             np.frombuffer(b"".join(self.keys), dtype=np.uint8),
@@ -143,7 +146,7 @@ class _Builder:
             np.asarray([row[1] for row in rows], dtype=np.int64),
             np.asarray([row[2] for row in rows], dtype=np.uint32),
             np.asarray([code[row[3]] for row in rows], dtype=np.uint16),
-            *(np.ascontiguousarray(counts[:, column]) for column in range(4)),
+            *(np.ascontiguousarray(counts[:, column]) for column in range(5)),
             *(np.ascontiguousarray(sizes[:, column]) for column in range(2)),
             *(np.minimum(np.asarray(texts, dtype=np.int64), _MOST).astype(np.uint16) for texts in self.texts),
         )

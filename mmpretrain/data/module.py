@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from mmpretrain.data import regions_info, working
+from mmpretrain.data.answers import AnswerOptions
 from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.dataset import Assembler, StepDataset, ValDataset
@@ -47,10 +48,12 @@ class ShardData(ReadingData):
         max_tokens: longest text, special tokens included.
         image: the transform of pictures.
         captions: ``sample``: an epoch shows every sample once with one of its texts drawn; ``all``: every text of every sample once.
-        text_from: ``captions``, or ``statements`` with their labels (a false one comes with ``matched=False``).
+        text_from: ``captions``; ``statements`` with their labels (a false one comes with ``matched=False``); ``questions``; or
+            ``captions+questions``, of which one is drawn (LXMERT).
         show: what is read of a sample's visual side: ``image``, ``regions`` (``KEY.regions.npz``; no picture is read then), or ``both``.
         regions: which of them.
         tags: texts are pairs of a text and the names of the objects of the picture; None: texts stand alone.
+        answers: what questions are answered with; None: answers are not read.
         seed: root of the order and of every draw.
         workers: processes that decode; None: as many as the machine allows; 0: decode in the training process.
         val_batch_size: samples of a validation batch of one rank.
@@ -78,10 +81,11 @@ class ShardData(ReadingData):
         max_tokens: int = 40,
         image: ImageTransform = ImageTransform(),  # noqa: B008  (frozen)
         captions: Literal["sample", "all"] = "sample",
-        text_from: Literal["captions", "statements"] = "captions",
+        text_from: Literal["captions", "statements", "questions", "captions+questions"] = "captions",
         show: Literal["image", "regions", "both"] = "image",
         regions: RegionOptions = RegionOptions(),  # noqa: B008  (frozen)
         tags: TagOptions | None = None,
+        answers: AnswerOptions | None = None,
         seed: int = 0,
         workers: int | None = None,
         val_batch_size: int = 64,
@@ -110,7 +114,7 @@ class ShardData(ReadingData):
         self.captions, self.text_from, self.seed, self.workers = captions, text_from, seed, workers
         self.val_batch_size, self.val_samples, self.block = val_batch_size, val_samples, block
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
-        self.mix, self.buckets, self.tags = mix, buckets, tags
+        self.mix, self.buckets, self.tags, self.answers = mix, buckets, tags, answers
         self.open_reader = partial(open_reader, remote=remote, allow_pipe=allow_pipe)
         self.shown = Shown(show, regions).check(image)
         self.set = TrainingSet(specs_of(train), Defaults(text_from, captions, self.shown), temperature, self.open_reader)

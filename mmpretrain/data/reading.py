@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mmpretrain.data import regions_info, tokenizer_training
+from mmpretrain.data import answers, regions_info, tokenizer_training
+from mmpretrain.data.answers import AnswerOptions
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.dataset import Source
 from mmpretrain.data.image import ImageTransform
@@ -15,7 +16,7 @@ from mmpretrain.data.tags import Tagger, TagOptions, tagger
 from mmpretrain.data.text import TextOptions, Tokenizer
 from mmpretrain.data.told import Told
 from mmpretrain.data.training_set import TrainingSet
-from mmpretrain.data.units import Units
+from mmpretrain.data.units import TEXTS, Units
 from mmpretrain.types import Preparer, Vocabulary
 
 
@@ -28,6 +29,7 @@ class ReadingData(PositionedData):
     max_tokens: int
     image: ImageTransform
     tags: TagOptions | None
+    answers: AnswerOptions | None
     on_bad: str
     open_reader: Callable[[str | list[str], str], ShardReader]
     preparers: dict[str, Preparer]
@@ -63,10 +65,11 @@ class ReadingData(PositionedData):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Trained at first use where the options ask for it, then cached by the contents of the shards."""
+        """Trained at first use where the options ask for it, then cached by the contents of the shards; with the answers to questions."""
         if self._tokenizer is None:
-            told = Told(self.tagger(self.reader))
-            self._tokenizer = tokenizer_training.make(self.text, self.max_tokens, self.reader, told=told)
+            told = Told(self.tagger(self.reader), any("questions" in TEXTS[self.set.text_from(name)] for name in self.set.specs))
+            made = tokenizer_training.make(self.text, self.max_tokens, self.reader, told=told)
+            self._tokenizer = made if self.answers is None else made.with_answers(answers.make(self.answers, self.reader))
         return self._tokenizer
 
     def adopt(self, tokenizer: Tokenizer) -> None:

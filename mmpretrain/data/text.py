@@ -55,19 +55,28 @@ class Tokenizer:
         max_tokens: texts are cut to so many ids, special tokens included.
         pad_id: the id of padding where no token has that role (CLIP pads with 0).
         clean: repair the text and unescape HTML first, as open_clip does.
+        answers: what questions are answered with, kept with the tokenizer.
 
     Raises:
         DataError: a role names a token that the vocabulary lacks, or ``max_tokens`` leaves no room.
     """
 
     def __init__(
-        self, backend: str, style: str, roles: dict[str, str], max_tokens: int, pad_id: int | None = None, clean: bool = False
+        self,
+        backend: str,
+        style: str,
+        roles: dict[str, str],
+        max_tokens: int,
+        pad_id: int | None = None,
+        clean: bool = False,
+        answers: Sequence[str] = (),
     ) -> None:
         from tokenizers import Tokenizer as Backend
 
         if style not in STYLES:
             raise DataError(f"tokenizer: style {style!r} is not one of {', '.join(STYLES)}")
         self.style, self.roles, self.max_tokens, self.clean = style, dict(roles), max_tokens, clean
+        self.answers = tuple(answers)
         self.backend = Backend.from_str(backend)
         self.backend.no_padding()
         self.backend.no_truncation()
@@ -91,7 +100,7 @@ class Tokenizer:
         special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         special |= {i for role in self.roles if (i := self._id(role)) is not None}
         roles = (self._id("mask"), self._id("cls"), self._id("sep"))
-        return Vocabulary(self.size, self.pad_id, *roles, tuple(sorted(special)), self._function(special))
+        return Vocabulary(self.size, self.pad_id, *roles, tuple(sorted(special)), self._function(special), self.answers)
 
     def _function(self, special: set[int]) -> tuple[int, ...]:
         """Ids of whole function words, however they are marked, and of punctuation."""
@@ -183,7 +192,11 @@ class Tokenizer:
 
     def with_max_tokens(self, max_tokens: int) -> Tokenizer:
         """The same tokenizer with another limit."""
-        return Tokenizer(self._plain(), self.style, self.roles, max_tokens, self.pad_id, self.clean)
+        return Tokenizer(self._plain(), self.style, self.roles, max_tokens, self.pad_id, self.clean, self.answers)
+
+    def with_answers(self, answers: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with these answers to questions."""
+        return Tokenizer(self._plain(), self.style, self.roles, self.max_tokens, self.pad_id, self.clean, answers)
 
     def _plain(self) -> str:
         """The backend without truncation, as JSON text."""
@@ -196,6 +209,7 @@ class Tokenizer:
     def to_json(self) -> str:
         """All of it as JSON text, for checkpoints."""
         facts = {name: getattr(self, name) for name in ("style", "roles", "max_tokens", "pad_id", "clean")}
+        facts |= {"answers": self.answers} if self.answers else {}
         return json.dumps({"version": 1, **facts, "backend": self._plain()}, ensure_ascii=False)
 
     @classmethod

@@ -84,7 +84,7 @@ def texts(
     for row in rows:
         shard, sample = reader.locate(row)
         index = reader.indexes[shard]
-        if index.captions_S[sample] or index.statements_S[sample]:
+        if index.captions_S[sample] or index.statements_S[sample] or (told.questions and index.questions_S[sample]):
             try:
                 found = reader.read_at(shard, sample, images=False)
             except BadSample as error:

@@ -18,7 +18,12 @@ from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.visual import Shown
 
-TEXTS = ("captions", "statements")
+TEXTS = {  # data.text_from -> the kinds of texts of a sample, in the order in which they are numbered
+    "captions": ("captions",),
+    "statements": ("statements",),
+    "questions": ("questions",),
+    "captions+questions": ("captions", "questions"),
+}
 _KEPT = 64  # tables of shards in memory
 
 
@@ -32,7 +37,7 @@ class Units:
 
     Args:
         reader: of the shards.
-        text_from: ``captions`` or ``statements``.
+        text_from: one of ``TEXTS``.
         every_text: one unit per text rather than per sample.
         reads: ``pairs``: a sample needs what is shown of it and a text; ``texts``, ``images``: this alone is needed and read.
         shown: of the visual side of a sample: its picture, its regions or both.
@@ -72,8 +77,8 @@ class Units:
     @property
     def wants(self) -> str:
         """What a sample needs, in words."""
-        seen = self.shown.wants
-        return {"pairs": f"{seen} and {self.text_from}", "texts": self.text_from, "images": seen.replace(", ", " and ")}[self.reads]
+        seen, told = self.shown.wants, " or ".join(TEXTS[self.text_from])
+        return {"pairs": f"{seen} and {told}", "texts": told, "images": seen.replace(", ", " and ")}[self.reads]
 
     @property
     def reads_image(self) -> bool:
@@ -87,9 +92,11 @@ class Units:
 
     def _nothing(self) -> str:
         indexes = self.reader.indexes
-        other = TEXTS[1 - TEXTS.index(self.text_from)]
-        has = sum(int(np.count_nonzero(getattr(index, f"{other}_S"))) for index in indexes) if self.reads != "images" else 0
-        hint = f"{has} samples have {other}: set data.text_from={other}" if has else "a sample is KEY.jpg|png|webp with KEY.txt or KEY.json"
+        others = [one for one in ("captions", "statements", "questions") if one not in TEXTS[self.text_from] and self.reads != "images"]
+        has = {one: sum(int(np.count_nonzero(getattr(index, f"{one}_S"))) for index in indexes) for one in others}
+        other = max(has, key=lambda one: has[one], default="")
+        hint = "a sample is KEY.jpg|png|webp with KEY.txt or KEY.json"
+        hint = f"{has[other]} samples have {other}: set data.text_from={other}" if has.get(other) else hint
         if self.reads_regions and not any(index.regions_S.any() for index in indexes):
             hint = "none of them has KEY.regions.npz: mmpretrain data regions makes them (docs/regions.md)"
         hint = f"all {self.quarantined} others are in quarantine.jsonl" if self.quarantined else hint
@@ -110,7 +117,11 @@ class Units:
         return found
 
     def _texts(self, index: ShardIndex) -> np.ndarray:
-        return np.asarray(getattr(index, f"{self.text_from}_S"))
+        kinds = TEXTS[self.text_from]
+        counts = np.asarray(getattr(index, f"{kinds[0]}_S"))
+        for kind in kinds[1:]:
+            counts = counts.astype(np.int64) + np.asarray(getattr(index, f"{kind}_S"))
+        return counts
 
     def _count(self, shard: int) -> tuple[int, int, int]:
         """Usable samples of a shard, its units, the most regions of a sample."""
@@ -175,6 +186,16 @@ class Units:
             found[4] = units - np.concatenate([[0], table.ends])[row]
         else:
             found[4] = drawn(keys, counts[sample], "caption")
-        sizes = index.caption_bytes_C if self.text_from == "captions" else index.statement_bytes_C
-        found[2] = sizes[(np.cumsum(counts) - counts)[sample] + found[4]]
+        found[2] = self._text_bytes(index, sample, found[4])
+        return found
+
+    def _text_bytes(self, index: ShardIndex, sample: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """Bytes of one text of each of some samples, by its number among those of its sample: int64."""
+        found, left = np.zeros(len(sample), dtype=np.int64), number.copy()
+        for kind in TEXTS[self.text_from]:
+            counts = np.asarray(getattr(index, f"{kind}_S"), dtype=np.int64)
+            inside = (left >= 0) & (left < counts[sample])
+            starts = (np.cumsum(counts) - counts)[sample]
+            found[inside] = getattr(index, f"{kind.removesuffix('s')}_bytes_C")[(starts + left)[inside]]
+            left = left - counts[sample]
         return found
