@@ -11,7 +11,7 @@ from torch import Tensor
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
-from mmpretrain.objectives.precision import scalar
+from mmpretrain.objectives.precision import scalar, wide
 from mmpretrain.objectives.region_masking import TARGET, MaskedRegions, RegionMasker
 from mmpretrain.types import Batch, RegionBatch, Score, Spec, Vocabulary
 
@@ -21,6 +21,15 @@ class ChosenRegions(NamedTuple):
 
     rows_R: Tensor  # int64, packed regions that count in its loss
     matched_B: Tensor | None  # that of the batch when they were selected
+
+
+class RegionGuess(NamedTuple):
+    """Predictions of the class of one masked region, best first."""
+
+    region: int  # place in its sample
+    label: int  # the class that counts as right, -1: none
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
 
 
 class RegionObjective(Objective):
@@ -136,6 +145,18 @@ class RegionObjective(Objective):
         if self.head is None:
             raise ValueError(f"{self.name}: there is no head yet; call bind(spec, vocabulary) first")
         return self.head(self.states(hidden, regions, chosen.rows_R))
+
+    def guesses(self, logits_RC: Tensor, labels_R: Tensor, batch: Batch, k: int) -> list[list[RegionGuess]]:
+        """The k best classes of the regions in the loss, one list per sample (for panels; copies to the host)."""
+        chosen, _, regions = self.target(batch)
+        layout, device = Layout(regions.lengths), chosen.rows_R.device
+        best = wide(logits_RC).softmax(-1).topk(min(k, logits_RC.shape[-1]), dim=-1)
+        where = [table.index_select(0, chosen.rows_R).tolist() for table in (layout.sample_N(device), layout.slot_N(device))]
+        what = [labels_R.tolist(), best.indices.tolist(), best.values.tolist()]
+        found: list[list[RegionGuess]] = [[] for _ in batch.keys]
+        for sample, region, label, classes, values in zip(*where, *what, strict=True):
+            found[sample].append(RegionGuess(region, label, tuple(classes), tuple(values)))
+        return found
 
     def share(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(chosen regions, regions) of the batch, for the statistics."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.region_heads import RegionHead
-from mmpretrain.objectives.masked_regions import RegionObjective, class_labels
+from mmpretrain.objectives.masked_regions import RegionGuess, RegionObjective, class_labels
 from mmpretrain.objectives.precision import full_precision, wide
 from mmpretrain.objectives.region_masking import RegionMasker
 from mmpretrain.types import Batch, RegionBatch, Score, Spec
@@ -98,6 +98,12 @@ class MRC(RegionObjective):
     def logits(self, hidden: Fused, batch: Batch) -> Tensor:
         """(R, classes), a row for each region that counts."""
         return self.predicted(hidden, batch)
+
+    @torch.no_grad()
+    def guess(self, hidden: Fused, batch: Batch, k: int = 5) -> list[list[RegionGuess]]:
+        """The k most probable classes of the regions that count, one list per sample."""
+        chosen, _, regions = self.target(batch)
+        return self.guesses(self.logits(hidden, batch), self._labels(regions, chosen.rows_R), batch, k)
 
     def forward(self, hidden: Fused, batch: Batch) -> Score:
         """Sum over the regions that count. Stats: ``accuracy`` (of the most probable class), ``masked_share`` (chosen / all regions) and,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.region_heads import RegionHeads
-from mmpretrain.objectives.masked_regions import RegionObjective, attribute_labels, class_labels
+from mmpretrain.objectives.masked_regions import RegionGuess, RegionObjective, attribute_labels, class_labels
 from mmpretrain.objectives.precision import full_precision, scalar, wide
 from mmpretrain.objectives.region_masking import RegionMasker
 from mmpretrain.types import Batch, RegionBatch, Score, Spec
@@ -101,6 +101,15 @@ class Objects(RegionObjective):
         totals = {name: total / self.masker.prob for name, total in totals.items()}
         stats |= {name: (total.detach().float(), count) for name, total in totals.items()}
         return Score(torch.stack([self.parts[name] * total for name, total in totals.items()]).sum(), count, stats)
+
+    @torch.no_grad()
+    def guess(self, hidden: Fused, batch: Batch, k: int = 5) -> list[list[RegionGuess]]:
+        """The k most probable classes of the chosen regions, one list per sample; empty lists without the part ``obj``."""
+        chosen, _, regions = self.target(batch)
+        if "obj" not in self.parts:
+            return [[] for _ in batch.keys]
+        x_RD = self.head.transform(self.states(hidden, regions, chosen.rows_R))
+        return self.guesses(self.head(x_RD, "obj"), self._labels(regions, "obj").index_select(0, chosen.rows_R), batch, k)
 
     def _distance(self, x_RD: Tensor, wanted_RF: Tensor) -> Tensor:
         found_RF = self.head(x_RD, "feat")

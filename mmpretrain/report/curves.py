@@ -12,6 +12,7 @@ from mmpretrain.report.run import Series
 SECTIONS = ("Loss", "Objectives", "Validation", "Speed", "Data", "Other")
 _MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot")
 _LOSS = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm"}
+_SIGHTS = {"accuracy": "with image", "accuracy_other_image": "with another image", "accuracy_without_image": "without image"}
 POINT_LIMIT = 1200  # per line; more cannot be seen and would make the page heavy
 _FIRST = {"speed": "Speed", "memory": "Speed", "data": "Data", "val": "Validation", "test": "Validation"}
 
@@ -71,9 +72,8 @@ def _measured(split: str, rest: str) -> tuple[str, str, str]:
         return "Validation", f"{where}: {_words(leaf)}", path[2]
     if path and path[0] == "matching" and len(path) > 3:
         return "Validation", f"{where}: {_words(leaf)} by {path[2].removesuffix('s')}", " ".join(path[3:])
-    without = leaf.endswith("_without_image")
-    if leaf == "accuracy" or without:
-        return "Validation", f"{where}: accuracy", "without image" if without else "with image"
+    if leaf in _SIGHTS:
+        return "Validation", f"{where}: accuracy", _SIGHTS[leaf]
     return "Validation", where or _words(rest), _words(leaf)
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the page: retrieval galleries, masked words and word-patch heat maps, with a switch between validations."""
+"""The pictures of the page: retrieval galleries, masked words, heat maps of words and masked regions, with a switch between validations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import base64
 from collections.abc import Callable
 
 from mmpretrain.report.markup import Html, Pictures, join, tag
-from mmpretrain.report.panels_schema import AlignmentPanel, Guess, Hit, MaskedPanel, Query, RetrievalPanel, Word, WordMap
+from mmpretrain.report.panels_schema import (
+    AlignmentPanel,
+    Guess,
+    HiddenRegion,
+    Hit,
+    MaskedPanel,
+    Query,
+    RegionsPanel,
+    RetrievalPanel,
+    Word,
+    WordMap,
+)
 from mmpretrain.report.run import StoredPanel
 
 WORTH_SHOWING = 0.02  # less probable further guesses are left out
@@ -20,7 +31,11 @@ TITLES = {
     ),
     "alignment": (
         "Where words land",
-        "Word-patch alignment: for each word, how the transport plan spreads it over the patches of the picture.",
+        "Word alignment: for each word, how the transport plan spreads it over the patches or regions of the picture.",
+    ),
+    "regions": (
+        "Masked regions",
+        "Regions hidden from the model, and the class that it gives them. Where it is wrong, the truth and other guesses follow.",
     ),
 }
 
@@ -28,7 +43,12 @@ TITLES = {
 def sections(panels: list[StoredPanel], pictures: Pictures) -> list[tuple[str, str, Html]]:
     """(anchor, title, HTML) of each kind of panel that the run has."""
     made = []
-    draw: dict[str, Callable[[StoredPanel, Pictures], Html]] = {"retrieval": _retrieval, "masked": _masked, "alignment": _alignment}
+    draw: dict[str, Callable[[StoredPanel, Pictures], Html]] = {
+        "retrieval": _retrieval,
+        "masked": _masked,
+        "alignment": _alignment,
+        "regions": _regions,
+    }
     for kind, (title, words) in TITLES.items():
         names = sorted({stored.name for stored in panels if stored.panel.kind == kind})
         blocks = []
@@ -138,23 +158,26 @@ def _masked(stored: StoredPanel, pictures: Pictures) -> Html:
 
 def _word(word: Word, first: bool) -> Html:
     space = "" if word.glued or first else " "
-    if not word.guesses:
-        return join([space, word.text])
-    best = word.guesses[0]
-    if best.text == word.text:
-        return join([space, tag("span", tag("b", "✓ ", best.text), tag("small", _percent(best)), class_="guess good")])
-    truth = next((guess for guess in word.guesses if guess.text == word.text), None)
-    others = [guess for guess in word.guesses[1:4] if guess is not truth and guess.probability >= WORTH_SHOWING]
+    return join([space, _guessed(word.text, word.guesses) if word.guesses else word.text])
+
+
+def _guessed(truth: str, guesses: tuple[Guess, ...]) -> Html:
+    """The best guess of what was hidden; where it is wrong, the truth and the next ones."""
+    best = guesses[0]
+    if best.text == truth:
+        return tag("span", tag("b", "✓ ", best.text), tag("small", _percent(best)), class_="guess good")
+    known = next((guess for guess in guesses if guess.text == truth), None)
+    others = [guess for guess in guesses[1:4] if guess is not known and guess.probability >= WORTH_SHOWING]
     line = join(
         [
             tag("b", "✗ ", best.text),
             tag("small", _percent(best)),
-            tag("i", "truth: ", word.text),
-            None if truth is None else tag("small", _percent(truth)),
+            tag("i", "truth: ", truth or "none"),
+            None if known is None else tag("small", _percent(known)),
             *(tag("small", f"{guess.text} {_percent(guess)}", class_="other") for guess in others),
         ]
     )
-    return join([space, tag("span", line, class_="guess bad")])
+    return tag("span", line, class_="guess bad")
 
 
 def _percent(guess: Guess) -> str:
@@ -184,3 +207,25 @@ def _map(word: WordMap, picture: Html) -> Html:
         "figcaption", word.word, tag("small", f"{100 * word.share:.0f} %", title="share of the word's mass on its strongest patch")
     )
     return tag("figure", tag("div", picture, canvas, class_="stack"), caption)
+
+
+def _regions(stored: StoredPanel, pictures: Pictures) -> Html:
+    body = stored.panel.body
+    assert isinstance(body, RegionsPanel)
+    hidden = [region for example in body.examples for region in example.regions]
+    right = sum(region.guesses[0].text == region.text for region in hidden)
+    made = []
+    for example in body.examples:
+        shown = [_hidden(region, pictures.img(stored.folder, example.image, "")) for region in example.regions]
+        header = None if example.text is None else tag("header", tag("q", example.text))
+        made.append(tag("article", header, tag("div", *shown, class_="maps"), class_="query"))
+    note = f"{right} of {len(hidden)} hidden regions are guessed right here."
+    return join([tag("p", note, class_="note"), tag("div", *made, class_="queries")])
+
+
+def _hidden(region: HiddenRegion, picture: Html) -> Html:
+    x1, y1, x2, y2 = (round(side, 4) for side in region.box)
+    box = tag("rect", x=x1, y=y1, width=round(x2 - x1, 4), height=round(y2 - y1, 4), vector_effect="non-scaling-stroke")
+    label = f"the hidden region: {region.text or 'no class'}, guessed {region.guesses[0].text}"
+    frame = tag("svg", box, viewBox="0 0 1 1", preserveAspectRatio="none", role="img", aria_label=label)
+    return tag("figure", tag("div", picture, frame, class_="stack"), tag("figcaption", _guessed(region.text, region.guesses)))

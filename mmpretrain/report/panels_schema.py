@@ -88,8 +88,33 @@ class AlignmentPanel(NamedTuple):
     examples: tuple[AlignmentExample, ...]
 
 
-Body = RetrievalPanel | MaskedPanel | AlignmentPanel
-KINDS: dict[str, type[Any]] = {"retrieval": RetrievalPanel, "masked": MaskedPanel, "alignment": AlignmentPanel}
+class HiddenRegion(NamedTuple):
+    """A region whose content was hidden, with the guesses of its class, best first."""
+
+    box: tuple[float, ...]  # x1, y1, x2, y2, in shares of the width and the height of the picture
+    text: str  # its class; "" where it has none
+    guesses: tuple[Guess, ...]
+
+
+class RegionsExample(NamedTuple):
+    image: str
+    regions: tuple[HiddenRegion, ...]
+    text: str | None = None
+
+
+class RegionsPanel(NamedTuple):
+    """Masked regions with the predicted classes."""
+
+    examples: tuple[RegionsExample, ...]
+
+
+Body = RetrievalPanel | MaskedPanel | AlignmentPanel | RegionsPanel
+KINDS: dict[str, type[Any]] = {
+    "retrieval": RetrievalPanel,
+    "masked": MaskedPanel,
+    "alignment": AlignmentPanel,
+    "regions": RegionsPanel,
+}
 
 
 class Panel(NamedTuple):

@@ -17,20 +17,24 @@ from mmpretrain.report.panels_schema import (
     AlignmentExample,
     AlignmentPanel,
     Guess,
+    HiddenRegion,
     Hit,
     MaskedExample,
     MaskedPanel,
     Query,
+    RegionsExample,
+    RegionsPanel,
     RetrievalPanel,
     Word,
     WordMap,
 )
-from mmpretrain.types import Batch
+from mmpretrain.types import Batch, Text
 
 Forward = Callable[[Batch, str, Callable[[Any], Any]], Any]  # (batch, kind of hidden states, what to make of them)
 PAIRS = 64  # pairs of one forward of a fusion model
 TOP = 5
 WORDS = 14  # heat maps of one picture
+HIDDEN = 8  # masked regions of one picture
 CELLS = 16  # of a heat map of regions, along the longer side of the picture
 
 
@@ -85,8 +89,38 @@ def closes(text: str) -> bool:
     return bool(text) and all(letter in ".,;:!?)]%" for letter in text)
 
 
+def told(text: Text, texts: Sequence[int], images: Sequence[int]) -> Text:
+    """The first texts of samples ``texts``, each with the second one, the tags, of the sample at the same place of ``images``. Tags lose
+    their end where they would make a text longer than all of ``text``."""
+    if text.segments_BT is None:
+        lengths = tuple(text.lengths[t] for t in texts)
+        return Text(text.ids_BT[list(texts), : max(lengths)], lengths)
+    firsts = [int((text.segments_BT[row, :length] == 0).sum()) for row, length in enumerate(text.lengths)]
+    made: list[tuple[Tensor, int]] = []
+    for t, i in zip(texts, images, strict=True):
+        first_T, second_T = text.ids_BT[t, : firsts[t]], text.ids_BT[i, firsts[i] : text.lengths[i]]
+        over = len(first_T) + len(second_T) - max(text.lengths)
+        if over > 0:
+            second_T = torch.cat((second_T[: max(len(second_T) - 1 - over, 0)], second_T[-1:]))
+        made.append((torch.cat((first_T, second_T)), firsts[t]))
+    lengths = tuple(len(ids_T) for ids_T, _ in made)
+    ids_BT = text.ids_BT.new_zeros((len(made), max(lengths)))
+    segments_BT = torch.zeros_like(ids_BT)
+    for row, (ids_T, first) in enumerate(made):
+        ids_BT[row, : len(ids_T)] = ids_T
+        segments_BT[row, first : len(ids_T)] = 1
+    return Text(ids_BT, lengths, None, segments_BT)
+
+
+def captions(batch: Batch, shown: Shown) -> list[str]:
+    """The texts as sentences, without the tags that are told with them."""
+    segments = None if batch.text.segments_BT is None else batch.text.segments_BT.tolist()
+    own = lambda row, spelt: spelt if segments is None else [piece for piece, part in zip(spelt, segments[row], strict=False) if not part]
+    return [sentence(own(row, spelt)) for row, spelt in enumerate(shown.tokens)]
+
+
 def retrieval(batch: Batch, shown: Shown, score: Callable[[Any], Tensor] | None, forward: Forward, queries: int) -> RetrievalPanel:
-    """All texts against all images of the batch.
+    """All texts against all images of the batch, each with the tags of the image that it is tried on, where texts are told with tags.
 
     Args:
         batch: with text and image, pairs that match.
@@ -102,16 +136,16 @@ def retrieval(batch: Batch, shown: Shown, score: Callable[[Any], Tensor] | None,
     else:
         parts = []
         for start in range(0, n * n, PAIRS):
-            pairs = [divmod(p, n) for p in range(start, min(start + PAIRS, n * n))]
-            images, texts = select(batch, [i for i, _ in pairs]), select(batch, [t for _, t in pairs])
-            parts.append(forward(images._replace(text=texts.text), "fused", score).float().cpu())
+            rows, columns = zip(*(divmod(p, n) for p in range(start, min(start + PAIRS, n * n))), strict=True)
+            pairs = select(batch, rows)._replace(text=told(batch.text, columns, rows))
+            parts.append(forward(pairs, "fused", score).float().cpu())
         scores_nn = torch.cat(parts).view(n, n)
     if not bool(torch.isfinite(scores_nn).all()):
         raise ValueError("the scores of the retrieval gallery are not finite")
-    captions = [sentence(spelt) for spelt in shown.tokens]  # equal ones are equally right
-    right_nn = torch.tensor([[i == t or captions[i] == captions[t] for t in range(n)] for i in range(n)])
-    found = [_query(scores_nn[:, t], right_nn[:, t], None, shown.pictures)._replace(text=captions[t]) for t in range(min(n, queries))]
-    named = [_query(scores_nn[i], right_nn[i], captions, None)._replace(image=shown.pictures[i]) for i in range(min(n, queries))]
+    texts = captions(batch, shown)  # equal ones are equally right
+    right_nn = torch.tensor([[i == t or texts[i] == texts[t] for t in range(n)] for i in range(n)])
+    found = [_query(scores_nn[:, t], right_nn[:, t], None, shown.pictures)._replace(text=texts[t]) for t in range(min(n, queries))]
+    named = [_query(scores_nn[i], right_nn[i], texts, None)._replace(image=shown.pictures[i]) for i in range(min(n, queries))]
     return RetrievalPanel(tuple(found), tuple(named), n, n, "cosine" if score is None else "itm")
 
 
@@ -190,3 +224,24 @@ def _word_maps(plan_TV: Tensor, spelt: Sequence[tuple[str, bool]], cover_VC: Ten
         weights = tuple(tuple(round(float(v), 3) for v in line) for line in grid)
         maps.append(WordMap(text, weights, round(peak / total, 4) if total > 0 else 0.0))
     return tuple(maps)
+
+
+def regions(batch: Batch, shown: Shown, objective: Any, name: Callable[[int], str], forward: Forward) -> RegionsPanel | None:
+    """Masked regions with the most probable classes by ``objective`` (``MRC``, or another that has ``guess``); None where none was masked.
+    ``name`` spells a class."""
+    corrupted = objective.corrupt(batch, {})
+    guesses = forward(corrupted, "fused", lambda hidden: objective.guess(hidden, corrupted, k=TOP))
+    texts = [None] * batch.size if batch.text is None else captions(batch, shown)
+    examples, start = [], 0
+    for i, found in enumerate(guesses):
+        height, width = batch.regions.sizes[i]
+        boxes_R4 = batch.regions.boxes_N4[start : start + batch.regions.lengths[i]].float().cpu() / torch.tensor([width, height] * 2)
+        start += batch.regions.lengths[i]
+        hidden = []
+        for guess in found[:HIDDEN]:
+            best = tuple(Guess(name(c), round(p, 4)) for c, p in zip(guess.classes, guess.probabilities, strict=True))
+            box = tuple(round(side, 4) for side in boxes_R4[guess.region].clamp(0, 1).tolist())
+            hidden.append(HiddenRegion(box, name(guess.label), best))
+        if hidden:
+            examples.append(RegionsExample(shown.pictures[i], tuple(hidden), texts[i]))
+    return RegionsPanel(tuple(examples)) if examples else None

@@ -1,22 +1,27 @@
-"""Pictures of panels, with Pillow and numpy alone: thumbnails, heat maps over images, contact sheets."""
+"""Pictures of panels, with Pillow and numpy: thumbnails, boxes of regions, heat maps over images, contact sheets."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mmpretrain.data.decode import decode_image
+from mmpretrain.data.errors import BadSample
+
 SIDE = 160  # longest side of a stored thumbnail, in pixels
 LABEL = 20  # height of a line of text
 GAP = 4
 _RAMP = np.array([[26, 15, 89], [115, 26, 140], [217, 64, 89], [255, 153, 26], [255, 242, 115]], dtype=np.float32)
-_GOOD, _INK, _PAPER = (11, 122, 91), (29, 28, 26), (255, 255, 255)
+_GOOD, _INK, _PAPER, _HIDDEN = (11, 122, 91), (29, 28, 26), (255, 255, 255), (217, 64, 92)
 
 
 def thumbnail(pixels_3HW: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, side: int = SIDE) -> Image.Image:
@@ -30,28 +35,68 @@ def thumbnail(pixels_3HW: Tensor, mean: Sequence[float] | None, std: Sequence[fl
     if pixels_3HW.is_floating_point():
         scale, shift = (torch.tensor(x or (0.5, 0.5, 0.5)).view(3, 1, 1) for x in (std, mean))
         pixels_3HW = ((pixels_3HW.float() * scale + shift).clamp(0, 1) * 255).round()
-    picture = Image.fromarray(pixels_3HW.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    return shrunk(Image.fromarray(pixels_3HW.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()), side)
+
+
+def boxes(
+    size: tuple[int, int], boxes_R4: Tensor, names: Sequence[str], side: int = SIDE, picture: Image.Image | None = None
+) -> Image.Image:
+    """Regions of a picture: their boxes, each in the colour of its name; on white, with the names, where the picture is not there.
+
+    Args:
+        size: height and width of the picture that the boxes refer to, in pixels.
+        boxes_R4: x1 y1 x2 y2 in its pixels.
+        names: of the regions; "": none.
+        side: longest side of the result in pixels, without a picture.
+        picture: to draw on, of any size; it is left as it is.
+    """
+    factor = side / max(size)
+    blank = (max(1, round(size[1] * factor)), max(1, round(size[0] * factor)))
+    sheet = Image.new("RGB", blank, _PAPER) if picture is None else picture.convert("RGB")
+    sheet = sheet.copy() if sheet is picture else sheet
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
+    scale = torch.tensor([factor] * 4) if picture is None else torch.tensor([sheet.width / size[1], sheet.height / size[0]] * 2)
+    for corners, name in zip((boxes_R4.float().cpu() * scale).tolist(), names, strict=True):
+        hue = int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:2], "big") % 360
+        draw.rectangle(corners, outline=f"hsl({hue}, 70%, {40 if picture is None else 55}%)", width=2 if picture is None else 1)
+        if picture is None:
+            draw.text((corners[0] + 3, corners[1] + 1), _fit(name, font, sheet.width), fill=f"hsl({hue}, 70%, 30%)", font=font)
+    return sheet
+
+
+def outlined(picture: Image.Image, box: Sequence[float]) -> Image.Image:
+    """A copy with one box, given in shares of width and height, in a thick line."""
+    made = picture.convert("RGB").copy()
+    corners = [share * length for share, length in zip(box, (made.width, made.height) * 2, strict=True)]
+    ImageDraw.Draw(made).rectangle(corners, outline=_HIDDEN, width=3)
+    return made
+
+
+def shrunk(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """A picture whose longest side is ``side`` pixels."""
     factor = side / max(picture.size)
     return picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))), Image.Resampling.LANCZOS)
 
 
-def boxes(size: tuple[int, int], boxes_R4: Tensor, names: Sequence[str], side: int = SIDE) -> Image.Image:
-    """Regions of a picture that is not there: their boxes, each in the colour of its name, on white.
+def stored(data: Any, keys: Sequence[str]) -> dict[str, Image.Image]:
+    """The pictures, by their keys, of samples of the first validation set that have one; found by a look through the keys of its indexes.
 
     Args:
-        size: height and width of the picture, in pixels.
-        boxes_R4: x1 y1 x2 y2 in its pixels.
-        names: written into the boxes; "": none.
-        side: longest side of the result in pixels.
+        data: the data module.
+        keys: of the samples.
     """
-    factor = side / max(size)
-    sheet = Image.new("RGB", (max(1, round(size[1] * factor)), max(1, round(size[0] * factor))), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
-    for corners, name in zip((boxes_R4.float().cpu() * factor).tolist(), names, strict=True):
-        hue = int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:2], "big") % 360
-        draw.rectangle(corners, outline=f"hsl({hue}, 70%, 40%)", width=2)
-        draw.text((corners[0] + 3, corners[1] + 1), _fit(name, font, sheet.width), fill=f"hsl({hue}, 70%, 30%)", font=font)
-    return sheet
+    names, missing, found = tuple(getattr(data, "val_names", ())), set(keys), dict[str, Image.Image]()
+    reader = data.val_reader(names[0]) if names else None
+    for shard, index in enumerate(reader.indexes if reader is not None else ()):
+        for number in range(len(index) if missing else 0):
+            if (key := index.key(number)) not in missing:
+                continue
+            missing.discard(key)
+            with contextlib.suppress(BadSample):  # then its boxes are drawn on white
+                images = reader.read_at(shard, number, images=True, regions=False).images
+                if len(images) == 1:
+                    found[key] = shrunk(decode_image(images[0]))
+    return found
 
 
 def store(picture: Image.Image, folder: Path) -> str:

@@ -49,6 +49,7 @@ class Panels(pl.Callback):
         self._seen = 0
         self._batch: Batch | None = None
         self._reported: set[str] = set()
+        self._pictures: dict[str, Image.Image] | None = {}  # of shards; None: they cannot be read
 
     def state_dict(self) -> dict[str, int]:
         return {"seen": self._seen}
@@ -106,8 +107,9 @@ class Panels(pl.Callback):
         pictures: list[str] = []
         sources: dict[str, Image.Image] = {}
         seen = batch.image is not None or batch.regions is not None
+        stored = self._stored(trainer, batch) if trainer.is_global_zero else {}
         for i in range(batch.size if seen and trainer.is_global_zero else 0):
-            picture = _picture(batch, i, trainer)
+            picture = _picture(batch, i, stored.get(batch.keys[i]), _namer(trainer))
             name = f"../images/{panel_pictures.store(picture, run / PANELS / 'images')}"
             pictures.append(name)
             sources[name] = picture
@@ -115,6 +117,15 @@ class Panels(pl.Callback):
             pictures = [""] * batch.size
         spelt = () if batch.text is None else panel_bodies.tokens(batch, _piece(trainer), pl_module.vocabulary.special)
         return panel_bodies.Shown(tuple(pictures), spelt), sources
+
+    def _stored(self, trainer: pl.Trainer, batch: Batch) -> dict[str, Image.Image]:
+        """The pictures of samples of which only regions were read, by their keys, as far as their shards have them."""
+        if batch.image is not None or batch.regions is None or self._pictures is None:
+            return {}
+        if missing := [key for key in batch.keys if key not in self._pictures]:
+            found = self._guard("stored pictures", lambda: panel_pictures.stored(trainer.datamodule, missing))
+            self._pictures = None if found is None else {**self._pictures, **found}
+        return self._pictures or {}
 
     def _makers(self, pl_module: Any, batch: Batch, shown: panel_bodies.Shown) -> dict[str, Callable[[], Any]]:
         """The panels that this model, these objectives and this batch allow, alike on every rank."""
@@ -140,21 +151,33 @@ class Panels(pl.Callback):
             part = panel_bodies.select(batch, range(min(batch.size, self.queries)))
             side = None if spec.feature_width else spec.patch_size
             makers["alignment"] = lambda: panel_bodies.alignment(part, shown, planner, side, forward)
+        classes = first("fused", "guess")
+        if batch.regions is not None and classes is not None:
+            name = _namer(pl_module.trainer)
+            makers["regions"] = lambda: panel_bodies.regions(batch, shown, classes, name, forward)
         return makers
 
 
-def _picture(batch: Batch, i: int, trainer: pl.Trainer) -> Image.Image:
-    """What people see of a sample: its picture, or, where only regions were read, their boxes with the names of their classes."""
+def _picture(batch: Batch, i: int, stored: Image.Image | None, name: Callable[[int], str]) -> Image.Image:
+    """What people see of a sample: its picture, and the boxes of its regions; on white, with the names of their classes, where there is no
+    picture."""
     if batch.image is not None:
         height, width = batch.image.sizes[i]
-        return panel_pictures.thumbnail(batch.image.pixels_BCHW[i, :, :height, :width], batch.image.mean, batch.image.std)
+        stored = panel_pictures.thumbnail(batch.image.pixels_BCHW[i, :, :height, :width], batch.image.mean, batch.image.std)
+    if batch.regions is None:
+        assert stored is not None
+        return stored
     start = sum(batch.regions.lengths[:i])
     rows = slice(start, start + batch.regions.lengths[i])
     classes = [-1] * batch.regions.lengths[i] if batch.regions.classes_N is None else batch.regions.classes_N[rows].tolist()
+    return panel_pictures.boxes(batch.regions.sizes[i], batch.regions.boxes_N4[rows], [name(c) for c in classes], picture=stored)
+
+
+def _namer(trainer: pl.Trainer) -> Callable[[int], str]:
+    """Name of a class of regions, "" for none; its number where the shards name no classes."""
     info = getattr(trainer.datamodule, "regions_info", None)
     known = (info.classes if info is not None else None) or ()
-    names = [known[c] if 0 <= c < len(known) else "" for c in classes]
-    return panel_pictures.boxes(batch.regions.sizes[i], batch.regions.boxes_N4[rows], names)
+    return lambda number: "" if number < 0 else known[number] if number < len(known) else f"class {number}"
 
 
 def _last(trainer: pl.Trainer) -> bool:
@@ -199,6 +222,13 @@ def _keep(trainer: pl.Trainer, folder: Path, panel: schema.Panel, sources: dict[
             found, framed = [sources[hit.image] for hit in query.hits], [hit.right for hit in query.hits]
             sheets.append(panel_pictures.row(found, labels, query.text or "", framed))
             sheets[-1].save(folder / f"retrieval-{i}.png", optimize=True)
+    elif isinstance(body, schema.RegionsPanel):
+        for i, regions in enumerate(body.examples):
+            seen = [panel_pictures.outlined(sources[regions.image], region.box) for region in regions.regions]
+            labels = [f"{region.guesses[0].text} ({region.text or 'none'})" for region in regions.regions]
+            right = [region.guesses[0].text == region.text for region in regions.regions]
+            sheets.append(panel_pictures.row(seen, labels, regions.text or "", right))
+            sheets[-1].save(folder / f"regions-{i}.png", optimize=True)
     partial = folder / f".{panel.kind}.{os.getpid()}"
     partial.write_text(schema.dumps(panel), encoding="utf-8")
     partial.replace(folder / f"{panel.kind}.json")

@@ -83,6 +83,12 @@ def _scene(seed: int) -> tuple[Image.Image, str, int, int]:
     return picture, f"a small {colour} {shape} on a pale table", (x + 22) // 16, (y + 22) // 16
 
 
+def _hidden() -> tuple[schema.HiddenRegion, ...]:
+    """One that is right, one that is wrong, one without a class."""
+    guesses = (schema.Guess("circle", 0.7), schema.Guess("square", 0.2), schema.Guess(HOSTILE, 0.1))
+    return tuple(schema.HiddenRegion((0.1, 0.2, 0.5, 0.75), truth, guesses) for truth in ("circle", "square", ""))
+
+
 def _panels(folder: Path, step: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / str(step)).mkdir()
@@ -119,6 +125,7 @@ def _panels(folder: Path, step: int) -> None:
         "retrieval": schema.RetrievalPanel(tuple(t2i), tuple(i2t), 12, 12, "itm"),
         "masked": schema.MaskedPanel(tuple(masked)),
         "alignment": schema.AlignmentPanel(tuple(maps)),
+        "regions": schema.RegionsPanel((schema.RegionsExample(names[0], _hidden(), texts[0]), schema.RegionsExample(names[1], _hidden()))),
     }
     for kind, body in bodies.items():
         (folder / str(step) / f"{kind}.json").write_text(schema.dumps(schema.Panel(kind, step, body)))

@@ -59,11 +59,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_part_is_on_the_page(run: Path, tmp_path: Path) -> None:
     text = write_report(run, tmp_path / "deep" / "page.html").read_text()
-    for anchor in ("result", "curves", "retrieval", "masked", "alignment", "config", "environment"):
+    for anchor in ("result", "curves", "retrieval", "masked", "alignment", "regions", "config", "environment"):
         assert f'<section id="{anchor}">' in text
     for words in ("mmpretrain fit --config vilt.yaml", "torch 2.15.0", "Example CPU, 2 cores, 16 GiB", "i2t_R@10", "86.1 %", "max_steps"):
         assert words in text
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]  # no partial file stays behind
+
+
+def test_hidden_regions_are_framed_and_their_guesses_judged(run: Path, tmp_path: Path) -> None:
+    text = write_report(run, tmp_path / "page.html").read_text()
+    part = text.partition('<section id="regions">')[2].partition("</section>")[0]
+    frames = [attributes for name, attributes in _outline(part) if name == "rect"]
+    assert len(frames) == 18 and {(f["x"], f["y"], f["width"], f["height"]) for f in frames} == {("0.1", "0.2", "0.4", "0.55")}
+    assert "2 of 6 hidden regions are guessed right here." in part and "truth: </i>" not in part and "truth: none" in part
+    assert part.count("guess good") == 6 and part.count("guess bad") == 12
 
 
 def test_the_page_asks_for_nothing_and_escapes_everything(run: Path, tmp_path: Path) -> None:
@@ -130,6 +139,8 @@ def test_pictures_outside_the_run_are_not_read(tmp_path: Path) -> None:
         ("val/matching/scenes/random/accuracy", ("Validation", "matching scenes: accuracy", "random")),
         ("val/matching/scenes/edits/colour/preferred", ("Validation", "matching scenes: preferred by edit", "colour")),
         ("val/mlm/scenes/accuracy_without_image", ("Validation", "mlm scenes: accuracy", "without image")),
+        ("val/mlm/scenes/accuracy_other_image", ("Validation", "mlm scenes: accuracy", "with another image")),
+        ("val/mlm/scenes/accuracy", ("Validation", "mlm scenes: accuracy", "with image")),
         ("val/retrieval/scenes/i2t_median_rank", ("Validation", "retrieval scenes: median rank", "image to text")),
         ("val/zeroshot/emoji/top5", ("Validation", "zeroshot emoji", "top5")),
         ("val/retrieval/scenes/t2i_R@10", ("Validation", "retrieval scenes: text to image", "R@10")),
