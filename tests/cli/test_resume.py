@@ -117,6 +117,26 @@ def test_a_checkpoint_does_not_allow_its_own_commands(
     assert not Path("canary").exists()
 
 
+NAMED = [*(f"model.{name}" for name in ("system", "schedule", "optimizer", "transforms", "objectives")), "trainer.strategy", "trainer.callbacks"]
+RUNS = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}  # would make a file
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("key", NAMED)
+def test_a_checkpoint_names_no_class_of_another_kind(tmp_path: Path, capfd: pytest.CaptureFixture[str], key: str) -> None:
+    """What may be named is a model, an objective, a callback and so on, never any callable."""
+    path = canary(tmp_path / "foreign.ckpt")
+    content = torch.load(path, weights_only=True)
+    section, _, name = key.partition(".")
+    named: Any = {"mlm": RUNS} if name == "objectives" else [RUNS] if name in ("transforms", "callbacks") else RUNS
+    content["mmpretrain"]["config"].setdefault(section, {})[name] = named
+    content["mmpretrain"]["config"]["data"].pop("train", None)
+    torch.save(content, path)
+    assert main(["fit", "--ckpt_path", str(path), *QUICK]) == 2
+    error = capfd.readouterr().err
+    assert "subprocess.Popen" in error and "Traceback" not in error and not Path("canary").exists()
+
+
 def test_commands_are_allowed_by_what_is_typed_or_in_a_file_that_is_named(tmp_path: Path) -> None:
     words = ["--ckpt_path", str(canary(tmp_path / "own.ckpt", data={"allow_pipe": True}))]
     (tmp_path / "mine.yaml").write_text("data: {allow_pipe: true}\n")
