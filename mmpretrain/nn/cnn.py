@@ -1,5 +1,5 @@
 """Residual networks under torchvision's names of parameters (He et al., arXiv 1512.03385; Xie et al., arXiv 1611.05431), for models that
-train them along: what every weight file of such a network holds can be loaded, ``mmpretrain.weights.resnet`` does it.
+train them along: what every weight file of such a network holds can be loaded, ``mmpretrain.weights.part`` does it.
 
 Pictures of several sizes in one batch: the network runs once for each size, on the real pixels alone (``by_size``). A padded run would let
 padding leak into the pictures, since a convolution beside the border reads it as if it were picture, and would waste the work on it. Image
