@@ -12,18 +12,18 @@ from torch.utils.data import Dataset
 from mmpretrain.data import told, working
 from mmpretrain.data.bad import CONSECUTIVE, record
 from mmpretrain.data.collate import Collator
-from mmpretrain.data.draws import generator
+from mmpretrain.data.drawing import PositionDraw
 from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.feed import Feed, Item
 from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.neighbours import Neighbours, TextPlace
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.regions import decode_regions
 from mmpretrain.data.tags import Tagger
 from mmpretrain.data.text import Tokenizer
 from mmpretrain.data.track import Order, Place, Slots
 from mmpretrain.data.units import Units
-from mmpretrain.random import key_of
-from mmpretrain.types import Batch, Example, Preparer, Regions, Replaced, Sample, Tokens, Visual
+from mmpretrain.types import Batch, Example, Preparer, Regions, Replaced, Sample, Visual
 
 
 class Source:
@@ -39,6 +39,7 @@ class Source:
         preparers: name of an objective that reads this source -> its preparer.
         region_width: values that the feature of a region must have; None: any number.
         tagger: makes the tags that texts are told with; None: texts stand alone.
+        neighbours: the texts that are alike; None: no preparer wants them.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Source:
         preparers: Mapping[str, Preparer] | None = None,
         region_width: int | None = None,
         tagger: Tagger | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
-        self.region_width, self.tagger = region_width, tagger
+        self.region_width, self.tagger, self.neighbours = region_width, tagger, neighbours
         self.reader, self.units, self.tokenizer, self.transform = reader, units, tokenizer, transform
         self.on_bad, self.name, self.preparers = on_bad, name, dict(preparers or {})
         self.wants = {what for one in self.preparers.values() for what in getattr(one, "wants", ())}
@@ -123,6 +125,7 @@ class Source:
         chosen = own if own is not None else text
         if texts and chosen is None:
             chosen = int(draw.generator("caption").integers(len(texts))) if len(texts) > 1 else 0
+        draw.shown = TextPlace(shard, place, chosen) if chosen is not None and texts else None
         visual = self.visual(shard, sample, draw.generator("augment") if draw.augment and self.units.reads_image else None)
         said = self.telling(shard, sample, chosen) if chosen is not None and texts else told.Telling(True, {})
         return Example(
@@ -143,60 +146,6 @@ class Source:
                 f"data: an objective draws another {what}, but source {self.name!r} has {self.units.reads} alone; "
                 "name the sources that it reads in its `sources`"
             )
-
-
-class PositionDraw:
-    """``types.Draw`` at one position of an epoch.
-
-    Args:
-        source: of the sample; other samples come from it too.
-        seed: root of all draws.
-        epoch: -1 for validation.
-        position: in the order.
-        augment: whether pictures are augmented.
-    """
-
-    def __init__(self, source: Source, seed: int, epoch: int, position: int, augment: bool) -> None:
-        self.source, self.seed, self.epoch, self.position, self.augment = source, seed, epoch, position, augment
-        self.key = key_of(seed, epoch, position)
-        self.number = -1  # of the sample itself among the usable ones
-
-    def generator(self, stream: str, shared_by: int = 1) -> np.random.Generator:
-        """A generator for one named use; ``shared_by=2``: the same for positions 2i and 2i + 1."""
-        if shared_by == 1:
-            return generator(self.key, name=stream)
-        return generator(self.seed, self.epoch, self.position // shared_by, shared_by, name=stream)
-
-    def _other(self, rng: np.random.Generator) -> tuple[int, int]:
-        samples = self.source.units.samples
-        if samples < 2:
-            raise DataError("data: another sample is to be drawn, but the set has only one; add samples or turn negatives off")
-        drawn = int(rng.integers(samples - 1))
-        return self.source.units.usable(drawn + (drawn >= self.number))
-
-    def other_visual(self, k: int) -> tuple[str, Visual]:
-        """(key, picture and regions) of the k-th other sample, uniform over its source, never the sample itself."""
-        self.source.must_have("picture")
-        rng = self.generator(f"other_image/{k}")
-        shard, place = self._other(rng)
-        sample = self.source.reader.read_at(shard, place, self.source.units.reads_image, self.source.units.reads_regions)
-        return sample.key, self.source.visual(shard, sample, rng if self.augment else None)
-
-    def other_text(self, k: int) -> tuple[str, Tokens]:
-        """(key, one text) of the k-th other sample, uniform over its source, never the sample itself; with that sample's own tags, where
-        texts are told with tags."""
-        source = self.source
-        source.must_have("text")
-        rng = self.generator(f"other_text/{k}")
-        shard, place = self._other(rng)
-        sample = source.reader.read_at(shard, place, False, source.tags_need_regions)
-        texts = source.texts(sample)
-        tags = source.tags(shard, sample, source.regions(shard, sample) if source.tags_need_regions else None)
-        return sample.key, self.tokenize(texts[int(rng.integers(len(texts)))], tags)
-
-    def tokenize(self, text: str, second: str | None = None) -> Tokens:
-        """One text, or a pair."""
-        return self.source.tokenizer.tokenize(text, second)
 
 
 class Assembler:

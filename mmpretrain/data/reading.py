@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mmpretrain.data import answers, regions_info, tokenizer_training
+from mmpretrain.data import answers, neighbours, regions_info, tokenizer_training
 from mmpretrain.data.answers import AnswerOptions
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.dataset import Source
@@ -108,7 +108,9 @@ class ReadingData(PositionedData):
 
     def source(self, name: str, reader: ShardReader, units: Units) -> Source:
         """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
-        wanted = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
-        preparers = {key: one for key, one in self.preparers.items() if key in wanted or key not in self.objective_sources}
-        way = (self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width, self.tagger(reader))
+        readers = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
+        preparers = {key: one for key, one in self.preparers.items() if key in readers or key not in self.objective_sources}
+        wanted = {what for one in preparers.values() for what in getattr(one, "wants", ())}
+        alike = neighbours.make(reader, units.text_from) if "neighbours" in wanted and units.reads != "images" else None
+        way = (self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width, self.tagger(reader), alike)
         return Source(reader, units, *way)

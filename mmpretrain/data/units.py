@@ -163,6 +163,12 @@ class Units:
         shard = int(np.searchsorted(self.sample_ends, number, side="right"))
         return shard, int(self._table(shard).samples[number - (int(self.sample_ends[shard - 1]) if shard else 0)])
 
+    def has(self, shard: int, sample: int) -> bool:
+        """Whether a sample of a shard is used."""
+        samples = self._table(shard).samples
+        row = int(np.searchsorted(samples, sample))
+        return row < len(samples) and int(samples[row]) == sample
+
     def lengths(self, shard: int, units: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Of units of one shard, from the index alone: int64 (5, units), the rows height and width of the picture, bytes of the text,
         number of regions, and the number of the text (-1 without one); 0 for what is not read. Regions are counted without a look at their

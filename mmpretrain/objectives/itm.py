@@ -19,7 +19,7 @@ from mmpretrain.objectives.precision import full_precision, scalar, wide
 from mmpretrain.objectives.swaps import Swap, Swaps, beside, collated, swapped
 from mmpretrain.types import Batch, Collate, Draw, Example, Score, Spec, Tokens, Visual, Vocabulary
 
-KINDS = ("matched", "label", "image", "text", "edit")  # codes of Swaps.kinds_B; the first is the only positive
+KINDS = ("matched", "label", "image", "text", "edit", "hard")  # codes of Swaps.kinds_B; the first is the only positive
 _TRIES = 64
 
 
@@ -33,6 +33,11 @@ class ITMPreparer(NamedTuple):
     kinds: tuple[str, ...]
     weights: tuple[float, ...]
     both: bool = False  # every sample draws a negative beside itself, no coin
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """Hard negatives are drawn from the texts that are alike."""
+        return ("neighbours",) if "hard" in self.kinds else ()
 
     @property
     def shared_by(self) -> int:
@@ -54,6 +59,11 @@ class ITMPreparer(NamedTuple):
             edited = _edit(example, draw, generator.permutation)
             if edited is not None:
                 return Swap(KINDS.index("edit"), text=edited)
+            kind = "text"
+        if kind == "hard":
+            similar = _hard_text(example, draw)
+            if similar is not None:
+                return Swap(KINDS.index("hard"), text=similar)
             kind = "text"
         if kind == "image":
             other, text = _other_visual(example, draw), example.text
@@ -98,6 +108,18 @@ def _same(one: Visual, other: Visual) -> bool:
     return np.array_equal(one.regions.features, other.regions.features) and np.array_equal(one.regions.boxes, other.regions.boxes)
 
 
+def _hard_text(example: Example, draw: Draw) -> Tokens | None:
+    """A similar caption of another sample, or None where there is none that differs."""
+    for k in range(_TRIES):
+        found = None if example.text is None else draw.hard_text(k)
+        if found is None:
+            return None
+        tokens = draw.tokenize(found[1].text, example.text.second) if example.text.second != found[1].second else found[1]
+        if found[0] != example.key and tokens.ids != example.text.ids:
+            return tokens
+    return None
+
+
 def _other_text(example: Example, draw: Draw) -> Tokens:
     if example.text is None:
         raise ValueError(f"ITM: sample {example.key!r} has no text to replace; name the sources with text in `sources`")
@@ -131,7 +153,9 @@ class ITM(Objective):
     Args:
         negatives: kind -> weight of the draw. ``image``: another image, or its regions, or both, as samples have them, uniform over the
             whole set (ViLT); ``text``: another caption; ``edit``: a minimal edit of the caption (``meta["edits"]``), or another caption
-            where there is none. Empty: only the labels of the data. None: ``{"image": 1.0}``.
+            where there is none; ``hard``: one of the 30 captions most like this one among those with a TF-IDF cosine below 0.5
+            (InterBERT: ``{"text": 0.8, "hard": 0.2}``), or another caption where there is none; the data module makes the table.
+            Empty: only the labels of the data. None: ``{"image": 1.0}``.
         head_std: of the head's normal initialisation; as for ViLT's pooler, a narrow model wants about 1 / sqrt(width).
         both: every sample takes part twice, as it is and with its negative (ALBEF, arXiv 2107.07651, pairs each sample with negatives too):
             twice the forward, and true and false differ in the replaced part alone. Wants a view of its own, WPA aside.
@@ -219,7 +243,7 @@ class ITM(Objective):
         swaps = batch.targets.get(self.name)
         if isinstance(swaps, Swaps):
             for code, kind in enumerate(KINDS):
-                if kind in ("matched", "label") or kind in self.negatives or (kind == "text" and "edit" in self.negatives):
+                if kind in ("matched", "label") or kind in self.negatives or (kind == "text" and {"edit", "hard"} & set(self.negatives)):
                     of_kind_B = (swaps.kinds_B == code).float()
                     stats[f"accuracy_{kind}"] = ((right_B * of_kind_B).sum(), of_kind_B.sum())
         return Score(total, count, stats)

@@ -82,6 +82,13 @@ class Drawer:
         j = self.other(k, "text")
         return f"k{j}", tokens(4 + j % 5, seed=j)
 
+    def hard_text(self, k: int) -> tuple[str, Tokens] | None:
+        """Of the three that follow; the last sample has none."""
+        if self.position % self.n == self.n - 1:
+            return None
+        j = (self.position + 1 + int(self.generator(f"hard/{k}").integers(3))) % self.n
+        return f"k{j}", tokens(4 + j % 5, seed=j)
+
     def tokenize(self, text: str, second: str | None = None) -> Tokens:
         return tokens(9, seed=random.stream(text if second is None else f"{text}\n{second}"))._replace(second=second)
 

@@ -208,3 +208,24 @@ def test_both_puts_every_negative_beside_its_sample(negatives):
     score = objective(fused(out.text.lengths, (3,) * out.size), out)
     assert score.stats["accuracy"][1] == out.size and score.stats["accuracy_matched"][1] == len(replaced)
     assert sum(int(score.stats[f"accuracy_{kind}"][1]) for kind in negatives) == len(replaced)
+
+
+def test_a_fifth_of_the_negatives_is_hard():
+    """InterBERT: half of the pairs are negatives, a fifth of these hard; a text without similar ones gets any other."""
+    preparer, n = ITM({"text": 0.8, "hard": 0.2}).preparer(), 10_000
+    assert preparer.wants == ("neighbours",) and not ITM({"text": 1.0}).preparer().wants
+    kinds, followers = Counter(), Counter()
+    for position in range(n):
+        swap = preparer.prepare(example(position), Drawer(position, n, seed=3))
+        kinds[KINDS[swap.kind]] += 1
+        if KINDS[swap.kind] == "hard":
+            followers[[tokens(4 + j % 5, seed=j).ids for j in range(position + 1, position + 4)].index(swap.text.ids)] += 1
+    assert kinds["matched"] == n // 2
+    assert abs(kinds["hard"] - 0.1 * n) < 4 * (n / 2 * 0.2 * 0.8) ** 0.5 and kinds["hard"] + kinds["text"] == n // 2
+    mean = kinds["hard"] / 3
+    assert sum((count - mean) ** 2 / mean for count in followers.values()) < 14  # chi-square, 2 degrees of freedom
+    last = {KINDS[ITM({"hard": 1.0}).preparer().prepare(example(9), Drawer(9, 10, seed)).kind] for seed in range(20)}
+    assert last == {"matched", "text"}
+    swaps, _, out = corrupted(bound(negatives={"hard": 1.0}), [example(i) for i in range(20)])
+    stats = bound(negatives={"hard": 1.0})(fused(out.text.lengths, (3,) * 20), out).stats
+    assert stats["accuracy_hard"][1] == sum(KINDS[s.kind] == "hard" for s in swaps) > 0 and "accuracy_text" in stats
