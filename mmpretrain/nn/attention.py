@@ -2,6 +2,7 @@
 
 Three ways to the same numbers: ``sdpa`` pads the batch to its own maximum for the attention alone, ``varlen`` runs the variable-length
 kernel of CUDA on the packed rows, ``eager`` spells the softmax out (parity tests). ``auto`` takes ``varlen`` where it can, else ``sdpa``.
+On the CPU, ``sdpa`` puts samples of about one length together where that leaves out enough padding.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from mmpretrain.nn.layers import Init, Linear
 from mmpretrain.nn.ragged import Layout
 
 BACKENDS = ("auto", "sdpa", "varlen", "eager")
+GROUPS = 8  # of samples of about one length
+WORTH = 2**23  # pairs of slots x width that groups must leave out: below, their calls cost more than the padding
 _HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
@@ -33,6 +37,18 @@ class Plan(NamedTuple):
     cumulative_B1: Tensor | None  # int32, for varlen only
     one_B1: Tensor | None  # int32 0..B: cumulative lengths of one query per sample, for varlen only
     pairs_BLL: Tensor | None = None  # True where a query row may look at a key column, padding and causality included
+    groups: tuple[Plan, ...] = ()  # of some samples each, with grids of their own, one after another; empty: all samples in one grid
+    order_B: Tensor | None = None  # samples in the order of the groups
+    place_B: Tensor | None = None  # and where each one is in that order
+
+    @property
+    def rows(self) -> int:
+        """Of the padded grid, or of the grids of all groups."""
+        return sum(group.rows for group in self.groups) if self.groups else self.size * self.max_len
+
+    def parts(self) -> tuple[Plan, ...]:
+        """The plans of the grids, one after another."""
+        return self.groups or (self,)
 
 
 def plan(
@@ -43,6 +59,7 @@ def plan(
     dtype: torch.dtype = torch.float32,
     mask: Tensor | None = None,
     dropping: bool = False,
+    width: int = 0,
 ) -> Plan:
     """Tables of one forward.
 
@@ -51,6 +68,7 @@ def plan(
         mask: bool (B, max_len, max_len) over the padded grid: query row i may look at key column j. Padding and causality are added to it;
             every token must be left at least one key.
         dropping: attention probabilities are dropped in this forward.
+        width: of queries and keys, all heads together, by which groups are worth their calls; 0: never make groups.
 
     Raises:
         ValueError: varlen was asked for where it cannot run, or the mask has another shape or type.
@@ -68,7 +86,28 @@ def plan(
     pairs_BLL = None if mask is None else _pairs(layout, mask, causal, device)
     if layout.uniform:
         return Plan(chosen, causal, layout.size, layout.max_len, None, None, None, None, pairs_BLL)
-    return Plan(chosen, causal, layout.size, layout.max_len, layout.flat_N(device), layout.mask_BL(device), None, None, pairs_BLL)
+    table = Plan(chosen, causal, layout.size, layout.max_len, layout.flat_N(device), layout.mask_BL(device), None, None, pairs_BLL)
+    return _grouped(table, layout, width, device) if chosen == "sdpa" and device.type == "cpu" and mask is None else table
+
+
+def _grouped(table: Plan, layout: Layout, width: int, device: torch.device) -> Plan:
+    """The plan in groups of samples of about one length, each padded to its own longest; as it is where too little would be left out."""
+    lengths = np.asarray(layout.lengths, dtype=np.int64)
+    order = np.argsort(lengths, kind="stable")
+    parts = np.array_split(order, min(GROUPS, layout.size))
+    cells = sum(len(part) * int(lengths[part[-1]]) ** 2 for part in parts)
+    if min(layout.lengths) == 0 or (layout.size * layout.max_len**2 - cells) * width < WORTH:
+        return table
+    groups, start, first = [], np.empty_like(lengths), 0
+    for part in parts:
+        own = Layout(tuple(lengths[part]))
+        mask_BL = None if own.uniform else own.mask_BL(device)
+        groups.append(Plan(table.backend, table.causal, own.size, own.max_len, None, mask_BL, None, None))
+        start[part] = first + np.arange(own.size) * own.max_len
+        first += groups[-1].rows
+    flat = np.repeat(start - layout.starts[:-1], lengths) + np.arange(layout.total)
+    flat_N, order_B, place_B = (torch.from_numpy(x) for x in (flat, order, np.argsort(order)))
+    return table._replace(flat_N=flat_N, mask_BL=None, groups=tuple(groups), order_B=order_B, place_B=place_B)
 
 
 def _pairs(layout: Layout, mask: Tensor, causal: bool, device: torch.device) -> Tensor:
@@ -90,10 +129,10 @@ def kernel_dtype(x: Tensor) -> torch.dtype:
 
 
 def grid(x_ND: Tensor, plan: Plan) -> Tensor:
-    """Packed rows (N, F) -> padded rows (B * max_len, F); the empty ones are zero."""
+    """Packed rows (N, F) -> padded rows (``plan.rows``, F); the empty ones are zero."""
     if plan.flat_N is None:
         return x_ND
-    return x_ND.new_zeros(plan.size * plan.max_len, x_ND.shape[1]).index_add_(0, plan.flat_N, x_ND)
+    return x_ND.new_zeros(plan.rows, x_ND.shape[1]).index_add_(0, plan.flat_N, x_ND)
 
 
 def dense(q_BHQK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, plan: Plan, causal: bool, pairs_BQL: Tensor | None, dropout: float) -> Tensor:
@@ -112,6 +151,15 @@ def dense(q_BHQK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, plan: Plan, causal: bo
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
     return F.dropout(scores.softmax(-1), dropout) @ v_BHLK if dropout else scores.softmax(-1) @ v_BHLK
+
+
+def _split(x_PF: Tensor, parts: tuple[Plan, ...]) -> tuple[Tensor, ...]:
+    """The rows of each grid."""
+    return (x_PF,) if len(parts) == 1 else x_PF.split([own.rows for own in parts])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Attention(nn.Module):
@@ -139,16 +187,20 @@ class Attention(nn.Module):
 
     def forward(self, x_ND: Tensor, plan: Plan, keep_B: Tensor | None = None) -> Tensor:
         """States (N, D) -> (N, D), or (B, D) when ``keep_B`` names the one packed row per sample whose output is wanted."""
-        width = x_ND.shape[1]
         if keep_B is not None:
             return self.out(self._kept(x_ND, plan, keep_B))
         qkv_NF = self.qkv(x_ND)
         if plan.backend == "varlen":
             return self.out(self._varlen(qkv_NF, plan))
-        shape = (plan.size, plan.max_len, 3, self.heads, width // self.heads)
-        q, k, v = grid(qkv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        y = dense(q, k, v, plan, plan.causal, plan.pairs_BLL, self._rate).transpose(1, 2).reshape(plan.size * plan.max_len, width)
-        return self.out(y if plan.flat_N is None else y.index_select(0, plan.flat_N))
+        parts = plan.parts()
+        y_PD = _joined([self._padded(x_PF, own) for x_PF, own in zip(_split(grid(qkv_NF, plan), parts), parts, strict=True)])
+        return self.out(y_PD if plan.flat_N is None else y_PD.index_select(0, plan.flat_N))
+
+    def _padded(self, qkv_PF: Tensor, plan: Plan) -> Tensor:
+        """Attention within one grid: (P, 3 D) -> (P, D)."""
+        shape = (plan.size, plan.max_len, 3, self.heads, -1)
+        q, k, v = qkv_PF.view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        return dense(q, k, v, plan, plan.causal, plan.pairs_BLL, self._rate).transpose(1, 2).reshape(plan.rows, -1)
 
     def _kept(self, x_ND: Tensor, plan: Plan, keep_B: Tensor) -> Tensor:
         """Attention of one row per sample, (B, D): keys and values of every row, queries of the kept ones alone."""
@@ -158,14 +210,22 @@ class Attention(nn.Module):
         kv_NF = F.linear(x_ND, weight[width:], bias[width:])
         if plan.backend == "varlen":
             return self._varlen_kept(q_BD, kv_NF, plan)
-        shape = (plan.size, plan.max_len, 2, self.heads, width // self.heads)
-        k, v = grid(kv_NF, plan).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        parts, kv_PF = plan.parts(), grid(kv_NF, plan)
+        if plan.order_B is None or plan.place_B is None:
+            return self._one_each(q_BD, kv_PF, plan, keep_B)
+        queries = q_BD.index_select(0, plan.order_B).split([own.size for own in parts])
+        y_BD = _joined([self._one_each(q, kv, own) for q, kv, own in zip(queries, _split(kv_PF, parts), parts, strict=True)])
+        return y_BD.index_select(0, plan.place_B)
+
+    def _one_each(self, q_BD: Tensor, kv_PF: Tensor, plan: Plan, keep_B: Tensor | None = None) -> Tensor:
+        """Attention of one query per sample over the keys and values (P, 2 D) of a grid: (B, D)."""
+        k, v = kv_PF.view(plan.size, plan.max_len, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         pairs_B1L = None
-        if plan.pairs_BLL is not None:
+        if plan.pairs_BLL is not None and keep_B is not None:
             flat_B = keep_B if plan.flat_N is None else plan.flat_N.index_select(0, keep_B)
             pairs_B1L = plan.pairs_BLL.flatten(0, 1).index_select(0, flat_B)[:, None]
         y = dense(q_BD.reshape(plan.size, 1, self.heads, -1).transpose(1, 2), k, v, plan, False, pairs_B1L, self._rate)
-        return y.transpose(1, 2).reshape(plan.size, width)
+        return y.transpose(1, 2).reshape(plan.size, -1)
 
     @property
     def _rate(self) -> float:

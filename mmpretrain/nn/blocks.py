@@ -153,7 +153,7 @@ class Transformer(nn.Module):
         """
         device = x.x_ND.device
         dropping = self.training and self.attention_dropout > 0
-        table = plan(x.layout, device, self.attention, self.causal, kernel_dtype(x.x_ND), mask, dropping)
+        table = plan(x.layout, device, self.attention, self.causal, kernel_dtype(x.x_ND), mask, dropping, self.width)
         keep_B = None if only is None else self._rows(x.layout, only, device)
         h_ND = x.x_ND
         for i, block in enumerate(self.blocks):

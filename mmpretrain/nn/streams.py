@@ -64,7 +64,7 @@ class TwoStreams:
     @staticmethod
     def _plan(stack: Transformer, x: Ragged) -> Plan:
         dropping = stack.training and stack.attention_dropout > 0
-        return plan(x.layout, x.x_ND.device, stack.attention, dtype=kernel_dtype(x.x_ND), dropping=dropping)
+        return plan(x.layout, x.x_ND.device, stack.attention, dtype=kernel_dtype(x.x_ND), dropping=dropping, width=stack.width)
 
     @staticmethod
     def _through(block: nn.Module, x: Ragged, table: Plan, first: bool) -> Ragged:

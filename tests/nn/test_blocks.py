@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmpretrain.nn import attention as attention_module
+from mmpretrain.nn.attention import plan
 from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.layers import LayerNorm
 from mmpretrain.nn.ragged import Layout, Ragged
@@ -53,10 +55,37 @@ def padded_twin(stack: Transformer, x_BLD: torch.Tensor, mask_BL: torch.Tensor) 
     return stack.norm(x_BLD)
 
 
+@pytest.fixture(params=[None, 3])
+def groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """Groups of samples of about one length that attention is made to form; None: none, these batches are too small."""
+    if request.param:
+        monkeypatch.setattr(attention_module, "WORTH", 1)
+        monkeypatch.setattr(attention_module, "GROUPS", request.param)
+    return request.param
+
+
+def test_groups_leave_padding_out_and_are_made_where_they_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, layout = torch.device("cpu"), Layout((40, 3, 38, 5, 4, 39, 2, 37))
+    monkeypatch.setattr(attention_module, "GROUPS", 2)
+    worth = 8 * 40**2 - 4 * 5**2 - 4 * 40**2
+    enough = 2**23 // worth + 1
+    for width, backend, wanted in ((enough - 1, "sdpa", False), (enough, "sdpa", True), (2**23, "eager", False), (0, "sdpa", False)):
+        table = plan(layout, here, backend, width=width)
+        assert bool(table.groups) is wanted and (table.mask_BL is None) is wanted
+    table = plan(layout, here, width=2**23)
+    assert [(group.size, group.max_len) for group in table.groups] == [(4, 5), (4, 40)] and table.rows == 4 * 45
+    assert table.order_B.tolist() == [6, 1, 4, 3, 7, 2, 5, 0] and table.order_B[table.place_B].tolist() == list(range(8))
+    starts = {6: 0, 1: 5, 4: 10, 3: 15, 7: 20, 2: 60, 5: 100, 0: 140}
+    expected = [starts[i] + slot for i, length in enumerate(layout.lengths) for slot in range(length)]
+    assert table.flat_N.tolist() == expected
+    assert not plan(Layout((9,) * 8), here, width=2**23).groups
+    assert not plan(layout, here, width=2**23, mask=torch.ones(8, 40, 40, dtype=torch.bool)).groups
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("lengths", [LENGTHS, (4, 4, 4)])
-def test_equals_padded_twin_with_gradients(case: dict, attention: str, lengths: tuple[int, ...]) -> None:
+def test_equals_padded_twin_with_gradients(case: dict, attention: str, lengths: tuple[int, ...], groups: int | None) -> None:
     stack = shaken(Transformer(16, 3, 4, attention=attention, **case))
     layout = Layout(lengths)
     x = torch.randn(layout.total, 16)
@@ -72,7 +101,7 @@ def test_equals_padded_twin_with_gradients(case: dict, attention: str, lengths: 
 
 @pytest.mark.parametrize(("only", "causal"), [("first", False), ("last", False), ("last", True)])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_one_row_per_sample_is_the_same_row(only: str, causal: bool, attention: str) -> None:
+def test_one_row_per_sample_is_the_same_row(only: str, causal: bool, attention: str, groups: int | None) -> None:
     stack = shaken(Transformer(16, 2, 4, causal=causal, attention=attention))
     layout = Layout(LENGTHS)
     x = Ragged(torch.randn(layout.total, 16), layout)
@@ -86,7 +115,7 @@ def test_one_row_per_sample_is_the_same_row(only: str, causal: bool, attention: 
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
 
 
-def test_no_sample_sees_another() -> None:
+def test_no_sample_sees_another(groups: int | None) -> None:
     stack = shaken(Transformer(16, 2, 4))
     layout = Layout(LENGTHS)
     x = torch.randn(layout.total, 16, requires_grad=True)
@@ -98,7 +127,7 @@ def test_no_sample_sees_another() -> None:
         assert grad[sample == i].abs().max() > 0
 
 
-def test_causal_rows_see_only_the_past() -> None:
+def test_causal_rows_see_only_the_past(groups: int | None) -> None:
     stack = shaken(Transformer(16, 2, 4, causal=True))
     layout = Layout(LENGTHS)
     x = torch.randn(layout.total, 16, requires_grad=True)
@@ -158,8 +187,13 @@ def test_first_row_of_a_causal_stack_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_recompile_a_bounded_number_of_times() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_compiled_blocks_recompile_a_bounded_number_of_times(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._dynamo.testing
+
+    if grouped:
+        monkeypatch.setattr(attention_module, "WORTH", 1)
+        monkeypatch.setattr(attention_module, "GROUPS", 3)
 
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
