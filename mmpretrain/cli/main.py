@@ -24,7 +24,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("mmpretrain.cli.doctor", "run", "check this machine and this installation, with remedies"),
     "evaluate": Command("mmpretrain.cli.commands", "evaluate", "retrieval, zero-shot, ITM and MLM accuracy of a checkpoint"),
     "embed": Command("mmpretrain.cli.commands", "embed", "write embeddings of a set of shards to a file"),
-    "export": Command("mmpretrain.cli.commands", "export", "write a folder for transformers, open_clip or timm, and prove it equal"),
+    "export": Command("mmpretrain.cli.commands", "export", "write a folder for transformers, open_clip, timm or mmpretrain.load, and prove it equal"),
     "report": Command("mmpretrain.cli.commands", "report", "write the HTML page of a run"),
     "data": Command("mmpretrain.cli.data", "run", "make, check and change shards: mmpretrain data --help"),
 }

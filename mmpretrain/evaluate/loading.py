@@ -24,6 +24,7 @@ from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.rebuild import RefusedCheckpoint, build, construct
 from mmpretrain.objectives.base import Objective
 from mmpretrain.types import Vocabulary
+from mmpretrain.weights import own
 
 WEIGHTS = ("auto", "raw", "ema")
 _PREFIXES = ("root.", "_orig_mod.", "module.")
@@ -33,7 +34,7 @@ def load(path: str | Path, weights: str = "auto", which: str = "best", device: s
     """Open a checkpoint for inference.
 
     Args:
-        path: a checkpoint file or folder, or the folder of a run.
+        path: a checkpoint file or folder, the folder of a run, or one that ``mmpretrain export --to safetensors`` wrote.
         weights: ``raw``, ``ema``, or ``auto``: the average where the checkpoint has one.
         which: of a run: ``best`` (the last one where none is marked best) or ``last``.
         device: where the model goes.
@@ -84,6 +85,8 @@ def find(path: Path, which: str = "best") -> Path:
         return path
     if not path.is_dir():
         raise ValueError(f"{path}: no such checkpoint or run")
+    if (path / own.ABOUT).is_file():
+        return path / own.ABOUT
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     named = [folder / f"{name}.ckpt" for name in (("best", "last") if which == "best" else ("last",))]
     candidates = [file for file in named if file.is_file()] + sorted(folder.glob("step-*.ckpt"), reverse=True)
@@ -117,6 +120,8 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: unreadable, not what its manifest says, or holding something else, which is never executed.
     """
+    if file.name == own.ABOUT:
+        return own.read(file)
     _check(file)
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
@@ -144,6 +149,10 @@ def _state(checkpoint: Mapping[str, Any], weights: str, file: Path) -> tuple[dic
     if not isinstance(raw, Mapping):
         raise ValueError(f"{file}: has no state_dict")
     state = {_strip(name): value for name, value in raw.items()}
+    if only := checkpoint.get("weights"):  # an exported folder has one kind
+        if weights not in ("auto", only):
+            raise ValueError(f"{file}: holds {only} weights alone; load it with weights='{only}'")
+        return state, str(only)
     average = checkpoint.get("ema")
     if weights == "raw" or (weights == "auto" and not average):
         return state, "raw"

@@ -195,7 +195,7 @@ class Pretrained(Engine):
         rows, columns = np.divmod(np.arange(n * m), max(m, 1))
         return self._as(self.match(visuals, tokens, rows, columns).view(n, m), output)
 
-    def real_samples(self, n: int = 8) -> tuple[list[Image.Image], list[str], str]:
+    def real_samples(self, n: int = 8) -> tuple[list[Image.Image] | list[Sample], list[str], str]:
         """Up to ``n`` images and texts of the data of the run, and where they come from."""
         from mmpretrain.evaluate.samples import real_samples
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,9 +15,10 @@ from mmpretrain.data import regions_info
 from mmpretrain.data.decode import decode_image
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader, open_reader
+from mmpretrain.data.regions import encode_regions
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.seeing import MAKE
-from mmpretrain.types import Sample, Visual
+from mmpretrain.types import Regions, Sample, Visual
 
 T = TypeVar("T")
 _LOG = logging.getLogger("mmpretrain")
@@ -127,11 +129,12 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield part
 
 
-def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image], list[str], str]:
+def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image] | list[Sample], list[str], str]:
     """Up to ``n`` images and texts of the data of the run: (images, texts, where they come from).
 
-    The validation sets of the configuration are tried first, then the training data. Where none of them is on this machine, pictures of
-    noise at four sizes and texts of random words of the vocabulary stand in, and the third value says so.
+    Images are pictures, or whole samples where the model is shown regions. The validation sets of the configuration are tried first, then
+    the training data. Where none of them is on this machine, pictures and regions of noise at four sizes and texts of random words of the
+    vocabulary stand in, and the third value says so.
     """
     from mmpretrain.data.training_set import specs_of
 
@@ -144,10 +147,11 @@ def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image],
         except DataError as error:
             _LOG.info("not used for the comparison: %s", error)
             continue
-        images, texts = [], []
-        for sample in chosen(found, 4 * n, lambda sample: len(sample.images) == 1 and bool(sample.captions or sample.statements)):
+        images: list[Any] = []
+        texts: list[str] = []
+        for sample in chosen(found, 4 * n, lambda sample: pretrained.shows(sample) and bool(sample.captions or sample.statements)):
             try:
-                images.append(decode_image(sample.images[0]))
+                images.append(_comparable(pretrained, sample))
             except BadSample as error:
                 _LOG.warning("left out of the comparison: sample %s: %s", sample.key, error)
                 continue
@@ -159,11 +163,41 @@ def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image],
     return (*_stand_ins(pretrained, n), "noise and random words: the data of the run are not on this machine")
 
 
-def _stand_ins(pretrained: Pretrained, n: int) -> tuple[list[Image.Image], list[str]]:
+def _comparable(pretrained: Pretrained, sample: Sample) -> Image.Image | Sample:
+    """The decoded picture; where regions are shown, the sample itself, after a look at whether it can be decoded.
+
+    Raises:
+        BadSample: it cannot.
+    """
+    if not pretrained.shown.has_regions:
+        return decode_image(sample.images[0])
+    pretrained.see(sample)
+    return sample
+
+
+def _stand_ins(pretrained: Pretrained, n: int) -> tuple[list[Image.Image] | list[Sample], list[str]]:
     rng = np.random.default_rng(0)
     sizes = [((96, 128), (128, 96), (120, 120), (64, 160))[i % 4] for i in range(n)]
-    images = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    images: list[Any] = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    if pretrained.shown.has_regions:
+        width = pretrained.model.spec.feature_width
+        images = [_noise(image, 1 + i % 5, width, rng) for i, image in enumerate(images)]
     if pretrained.tokenizer is None:
         return images, [""] * n
     words = [i for i in range(pretrained.vocabulary.size) if i not in pretrained.vocabulary.special]
     return images, [pretrained.tokenizer.decode(rng.choice(words, size=2 + i).tolist()) for i in range(n)]
+
+
+def _noise(image: Image.Image, count: int, width: int, rng: np.random.Generator) -> Sample:
+    """A sample with a picture and ``count`` regions of ``width`` values in it."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    corners = np.sort(rng.random((count, 2, 2)), axis=1).reshape(count, 4) * np.tile([image.width, image.height], 2)
+    regions = Regions(
+        rng.standard_normal((count, width)).astype(np.float16),
+        corners.astype(np.float32),
+        np.array([image.height, image.width], dtype=np.int32),
+        classes=np.zeros(count, dtype=np.int16),
+        scores=rng.random(count).astype(np.float32),
+    )
+    return Sample("noise", (), (buffer.getvalue(),), regions=encode_regions(regions))

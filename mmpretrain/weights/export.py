@@ -1,4 +1,5 @@
-"""Export with proof: a complete folder for transformers, open_clip or timm, opened again by that library and compared with the checkpoint.
+"""Export with proof: a complete folder for transformers, open_clip, timm or ``mmpretrain.load``, opened again by that library and compared
+with the checkpoint.
 
 The folder is written under another name and renamed when the proof holds, so that nothing that looks finished is left by a failure.
 """
@@ -13,10 +14,10 @@ from typing import Any
 
 from mmpretrain.models.clip import CLIP
 from mmpretrain.models.vilt import ViLT
-from mmpretrain.weights import clip, clip_config, export_files, vilt
+from mmpretrain.weights import clip, clip_config, export_files, export_own, export_regions, own, vilt
 from mmpretrain.weights.export_check import CHECKS, Proof, has_transformers
 
-TARGETS = ("transformers", "open_clip", "timm")
+TARGETS = ("transformers", "open_clip", "timm", "safetensors")
 TOLERANCE = 1e-4
 
 
@@ -36,9 +37,9 @@ def export(
 
     Args:
         pretrained: an ``evaluate.Pretrained``.
-        to: "transformers", "open_clip" or "timm".
+        to: "transformers", "open_clip", "timm" or "safetensors" (for ``mmpretrain.load``).
         out: a folder that does not exist yet, or is empty.
-        images: PIL images to compare on; None: samples of the data of the run.
+        images: to compare on, as ``pretrained.see`` takes them (PIL images, samples with regions); None: samples of the data of the run.
         texts: texts to compare on; None: samples of the data of the run.
         tolerance: largest difference that counts as equal, absolute for vectors of length 1 and for numbers up to 1, relative beyond.
 
@@ -50,7 +51,7 @@ def export(
             difference exceeds the tolerance.
     """
     out = Path(out)
-    family, write = _writer(pretrained.model, to)
+    family, write, check = _writer(pretrained.model, to)
     _installed(pretrained, to)
     samples = "given"
     if images is None or texts is None:
@@ -65,11 +66,12 @@ def export(
     partial.mkdir(parents=True)
     try:
         write(pretrained, partial)
-        proof = CHECKS[to, family](pretrained, partial, list(images), list(texts))
+        proof = check(pretrained, partial, list(images), list(texts))
         largest = _judge(proof, to, tolerance)
         export_files.write_json(partial / "provenance.json", export_files.provenance(pretrained))
         parameters = export_files.parameters_of(pretrained.model)
-        (partial / "README.md").write_text(export_files.card(pretrained, to, family, parameters, largest), encoding="utf-8")
+        notes = export_regions.notes(pretrained, family) if write is export_regions.write else []
+        (partial / "README.md").write_text(export_files.card(pretrained, to, family, parameters, largest, notes), encoding="utf-8")
         report = _report(pretrained, to, family, proof, largest, tolerance, samples)
         report["files"] = export_files.digests(partial)
         export_files.write_json(partial / "export_report.json", report)
@@ -83,20 +85,32 @@ def export(
     return out / "export_report.json"
 
 
-def _writer(model: Any, to: str) -> tuple[str, Callable[[Any, Path], None]]:
+Check = Callable[[Any, Path, list[Any], list[str]], Proof]
+
+
+def _writer(model: Any, to: str) -> tuple[str, Callable[[Any, Path], None], Check]:
+    """The name of the family, what writes it for this target, and what compares.
+
+    Raises:
+        ExportError: there is no such target, or none for this model.
+    """
     if to not in TARGETS:
         raise ExportError(f"export: unknown target {to!r}; known are {', '.join(TARGETS)}")
-    family = "CLIP" if isinstance(model, CLIP) else "ViLT" if isinstance(model, ViLT) else type(model).__name__
-    writers = {
-        ("transformers", "CLIP"): _clip_transformers,
-        ("open_clip", "CLIP"): _clip_open_clip,
-        ("timm", "CLIP"): _clip_timm,
-        ("transformers", "ViLT"): _vilt_transformers,
+    known = "CLIP" if isinstance(model, CLIP) else "ViLT" if isinstance(model, ViLT) else export_regions.family_of(model)
+    family = known or type(model).__name__
+    writers: dict[tuple[str, str], tuple[Callable[[Any, Path], None], Check]] = {
+        ("transformers", "CLIP"): (_clip_transformers, CHECKS["transformers", "CLIP"]),
+        ("open_clip", "CLIP"): (_clip_open_clip, CHECKS["open_clip", "CLIP"]),
+        ("timm", "CLIP"): (_clip_timm, CHECKS["timm", "CLIP"]),
+        ("transformers", "ViLT"): (_vilt_transformers, CHECKS["transformers", "ViLT"]),
+        ("transformers", "LXMERT"): (export_regions.write, export_regions.check),
+        ("transformers", "VisualBERT"): (export_regions.write, export_regions.check),
+        ("safetensors", family): (own.write, export_own.check),
     }
     if (to, family) not in writers:
         homes = [target for target, name in writers if name == family]
-        raise ExportError(f"export: {to} has no {family}" + (f"; export it to {' or '.join(homes)}" if homes else ""))
-    return family, writers[to, family]
+        raise ExportError(f"export: {to} has no {family}; export it to {' or '.join(homes)}")
+    return (family, *writers[to, family])
 
 
 def _installed(pretrained: Any, to: str) -> None:

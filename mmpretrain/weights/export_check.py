@@ -51,7 +51,7 @@ def ours(pretrained: Any, images: Sequence[Any], texts: Sequence[str]) -> tuple[
     return pixels, tokens, Batch(("",) * len(tokens), keys, text=pretrained.text(tokens), image=pretrained.pixels(rows))
 
 
-def _different_text(texts: Sequence[str], tokens: Sequence[Any], theirs: Callable[[str], Sequence[int]]) -> str | None:
+def different_text(texts: Sequence[str], tokens: Sequence[Any], theirs: Callable[[str], Sequence[int]]) -> str | None:
     return next((text for text, token in zip(texts, tokens, strict=True) if list(token.ids) != list(theirs(text))), None)
 
 
@@ -77,7 +77,7 @@ def has_transformers() -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No gradients; transformers, where it is installed, without progress bars and advice."""
     if not has_transformers():
         with torch.no_grad():
@@ -101,7 +101,7 @@ def _clip_transformers(pretrained: Any, folder: Path, images: list[Any], texts: 
 
     pixels, tokens, batch = ours(pretrained, images, texts)
     inputs = _normalised(pretrained, pixels)
-    with _quiet():
+    with quiet():
         model = transformers.CLIPModel.from_pretrained(folder).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         processor = transformers.CLIPImageProcessor.from_pretrained(folder)
@@ -117,7 +117,7 @@ def _clip_transformers(pretrained: Any, folder: Path, images: list[Any], texts: 
         compare("text_embeds", text_E, out.text_embeds),
         compare("logits_per_image", logits, out.logits_per_image),
     ]
-    differs = _different_text(texts, tokens, lambda text: tokenizer(text, truncation=True).input_ids)
+    differs = different_text(texts, tokens, lambda text: tokenizer(text, truncation=True).input_ids)
     shift = _mean_pixels(inputs, theirs, pretrained.image_transform.std)
     return Proof(outputs, len(images), len(texts), differs, shift, f"transformers {transformers.__version__}")
 
@@ -127,7 +127,7 @@ def _clip_open_clip(pretrained: Any, folder: Path, images: list[Any], texts: lis
 
     pixels, tokens, _ = ours(pretrained, images, texts)
     name = f"local-dir:{folder}"
-    with _quiet():
+    with quiet():
         model, _, preprocess = open_clip.create_model_and_transforms(name)
         tokenizer = open_clip.get_tokenizer(name)
         model = model.eval()
@@ -172,7 +172,7 @@ def _vilt_transformers(pretrained: Any, folder: Path, images: list[Any], texts: 
     pixels, tokens, batch = ours(pretrained, images, texts)
     mlm = next((pretrained.objectives[n] for n in pretrained.objectives if hasattr(pretrained.objectives[n], "predict")), None)
     kind = transformers.ViltModel if mlm is None else transformers.ViltForMaskedLM
-    with _quiet():
+    with quiet():
         model = kind.from_pretrained(folder).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         processor = transformers.AutoImageProcessor.from_pretrained(folder)
@@ -193,7 +193,7 @@ def _vilt_transformers(pretrained: Any, folder: Path, images: list[Any], texts: 
         itm = next(pretrained.objectives[n] for n in pretrained.objectives if hasattr(pretrained.objectives[n], "score"))
         match = body.pooler_output @ head["itm.weight"].T + head["itm.bias"]
         outputs.append(compare("matching log-odds", pretrained.run(lambda *_: itm.score(hidden)), match[:, 1] - match[:, 0]))
-    differs = _different_text(texts, tokens, lambda text: tokenizer(text, truncation=True).input_ids)
+    differs = different_text(texts, tokens, lambda text: tokenizer(text, truncation=True).input_ids)
     shift = _mean_pixels(_normalised(pretrained, pixels), theirs, pretrained.image_transform.std)
     return Proof(outputs, len(images), len(texts), differs, shift, f"transformers {transformers.__version__}")
 

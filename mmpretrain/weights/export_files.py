@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmpretrain.nn.heads import VocabularyHead
 
 HEADS = "mmpretrain_heads.safetensors"  # heads that the target library has no place for
 BICUBIC = 3  # Pillow's number
@@ -78,6 +80,7 @@ def provenance(pretrained: Any) -> dict[str, Any]:
         "weights": pretrained.weights,
         "step": about.get("step"),
         "data_fingerprint": about.get("data_fingerprint"),
+        "regions": about.get("regions"),
         "global_batch": about.get("global_batch"),
         "versions": about.get("versions"),
         "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
@@ -110,25 +113,46 @@ image_processor = ViltImageProcessor.from_pretrained("DIR")""",
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIR")
 tokenizer = open_clip.get_tokenizer("local-dir:DIR")""",
+    ("transformers", "LXMERT"): """from transformers import AutoTokenizer, LxmertForPreTraining
+
+model = LxmertForPreTraining.from_pretrained("DIR")
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+# B pictures with up to R regions: visual_feats (B, R, F), visual_pos (B, R, 4) with x1 / width, y1 / height, x2 / width, y2 / height,
+# visual_attention_mask (B, R) with 1 where there is a region
+words = tokenizer(texts, padding=True, return_tensors="pt")
+output = model(**words, visual_feats=features, visual_pos=boxes, visual_attention_mask=mask)""",
+    ("transformers", "VisualBERT"): """import torch
+from transformers import AutoTokenizer, VisualBertForPreTraining
+
+model = VisualBertForPreTraining.from_pretrained("DIR")
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+# B pictures with up to R regions: visual_embeds (B, R, F), visual_attention_mask (B, R) with 1 where there is a region;
+# the type of regions is 0 here, which must be said, since the default of transformers is 1
+words, types = tokenizer(texts, padding=True, return_tensors="pt"), torch.zeros(mask.shape, dtype=torch.long)
+output = model(**words, visual_embeds=features, visual_attention_mask=mask, visual_token_type_ids=types)""",
+    ("safetensors", ""): """import mmpretrain
+
+pretrained = mmpretrain.load("DIR")  # a Pretrained: encode_image, encode_text, score, see(image), tokenize(text)""",
     ("timm", "CLIP"): """import timm
 
 model = timm.create_model("local-dir:DIR", pretrained=True)  # forward gives the image feature before it is normalised""",
 }
 
 
-def card(pretrained: Any, to: str, family: str, parameters: int, difference: float) -> str:
-    """``README.md``: what it is, how it opens, what it was trained on and how it was checked."""
+def card(pretrained: Any, to: str, family: str, parameters: int, difference: float, notes: Sequence[str] = ()) -> str:
+    """``README.md``: what it is, how it opens, what it was trained on and how it was checked. ``notes``: lines behind the code."""
     about, data = dict(getattr(pretrained, "about", {})), (pretrained.config.get("data") or {})
     objectives = ", ".join(pretrained.objectives) or "none"
-    code, note = _USE[to, family], ""
-    if family == "ViLT":
-        if not any(hasattr(pretrained.objectives[name], "predict") for name in pretrained.objectives):
-            code = code.replace("ViltForMaskedLM", "ViltModel")
+    code, note = _USE[to, family if to != "safetensors" else ""], "".join(f"\n\n{line}" for line in notes)
+    if not any(isinstance(getattr(pretrained.objectives[name], "head", None), VocabularyHead) for name in pretrained.objectives):
+        code = code.replace("ViltForMaskedLM", "ViltModel").replace("ForPreTraining", "Model")
+    if (to, family) == ("transformers", "ViLT"):
         note = f"\n\nA matching head, where there is one, is in `{HEADS}`: two logits of the pooled output, the second means match."
     use = f"```python\n{code}\n```{note}"
+    library = "mmpretrain" if to == "safetensors" else to
     trained = f"objectives: {objectives}; {pretrained.weights} weights, step {about.get('step', 'unknown')}"
     return f"""---
-library_name: {to}
+library_name: {library}
 tags: [{family.lower()}, image-text, mmpretrain]
 ---
 # {family}, exported from mmpretrain
@@ -138,7 +162,7 @@ tags: [{family.lower()}, image-text, mmpretrain]
 {use}
 
 - Training data: `{data.get("train", "unknown")}`, fingerprint `{about.get("data_fingerprint", "unknown")}`.
-- Proof: outputs of this folder, opened by {to}, differ from those of the checkpoint by at most {difference:.2g}
+- Proof: outputs of this folder, opened by {library}, differ from those of the checkpoint by at most {difference:.2g}
   (`export_report.json`). `provenance.json` has the configuration and versions.
 - Licence: weights carry the terms of the data they were trained on and of the weights they were initialised from.
 """
