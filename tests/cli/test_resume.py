@@ -117,7 +117,7 @@ def test_a_checkpoint_does_not_allow_its_own_commands(
     assert not Path("canary").exists()
 
 
-NAMED = [*(f"model.{name}" for name in ("system", "schedule", "optimizer", "transforms", "objectives")), "trainer.strategy", "trainer.callbacks"]
+NAMED = ["trainer.strategy", "trainer.callbacks", "model.system", "model.schedule", "model.optimizer", "model.transforms", "model.objectives"]
 RUNS = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}  # would make a file
 
 
