@@ -117,7 +117,8 @@ def test_a_checkpoint_does_not_allow_its_own_commands(
     assert not Path("canary").exists()
 
 
-NAMED = ["trainer.strategy", "trainer.callbacks", "model.system", "model.schedule", "model.optimizer", "model.transforms", "model.objectives"]
+PARTS = ("system", "schedule", "optimizer", "transforms", "objectives")
+NAMED = ["trainer.strategy", "trainer.callbacks", *(f"model.{part}" for part in PARTS)]
 RUNS = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}  # would make a file
 
 
