@@ -95,7 +95,7 @@ class SceneGraph(MaskedText):
         weight, view, after, sources: see ``Objective``. The view is its own by default: the text must be that of the data.
         only_if_matched: mask nothing in a text that is not true of its image.
 
-    The share, the rounding and 80/10/10 are not stated in full by the paper; UNIMO's configuration has 0.3, too (docs/ernie_vil.md).
+    The share, the rounding and 80/10/10 are not stated in full by the paper; UNIMO's configuration has 0.3, too (docs/ernie-vil.md).
     """
 
     def __init__(
