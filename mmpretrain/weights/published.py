@@ -14,13 +14,19 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import nn
 
 from mmpretrain.methods.transform import Around, ModelTransform
-from mmpretrain.weights import lxmert, visualbert
+from mmpretrain.weights import ernie_vil, interbert, lxmert, oscar, uniter, vilbert, visualbert, vlbert
 from mmpretrain.weights.files import WeightsError, read_state
 from mmpretrain.weights.keymap import KeyMapError
 from mmpretrain.weights.layout import Imported, Layout, from_published, load_heads, load_model
 
-LayoutName = Literal["lxmert", "lxmert-transformers", "visualbert", "visualbert-transformers"]
-_ALL = (lxmert.OFFICIAL, lxmert.TRANSFORMERS, visualbert.OFFICIAL, visualbert.TRANSFORMERS)
+LayoutName = Literal[
+    "lxmert", "lxmert-transformers", "visualbert", "visualbert-transformers", "vilbert", "uniter", "interbert", "oscar", "oscar-plus",
+    "vlbert", "ernie-vil",
+]  # fmt: skip
+_ALL = (
+    lxmert.OFFICIAL, lxmert.TRANSFORMERS, visualbert.OFFICIAL, visualbert.TRANSFORMERS, vilbert.OFFICIAL, uniter.OFFICIAL,
+    interbert.OFFICIAL, oscar.OFFICIAL, oscar.PLUS, vlbert.OFFICIAL, ernie_vil.OFFICIAL,
+)  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 assert tuple(LAYOUTS) == get_args(LayoutName)
 _LOG = logging.getLogger("mmpretrain")
