@@ -41,7 +41,7 @@ class Guess(NamedTuple):
 
 
 class MaskedText(Objective):
-    """Base of the objectives that predict tokens which they mask: their head, loss and predictions.
+    """Base of the objectives that predict tokens which they mask: their head and loss.
 
     Args:
         mask: share of the chosen tokens that become the mask token.
@@ -140,22 +140,6 @@ class MaskedText(Objective):
             total = F.cross_entropy(wide(logits_RV), labels_R, reduction="sum")
         return total, (logits_RV.detach().argmax(-1) == labels_R).float()
 
-    @torch.no_grad()
-    def predict(self, hidden: Fused, batch: Batch, k: int = 5) -> list[list[Guess]]:
-        """The k best tokens for every chosen slot, one list per sample (for panels; copies to the host)."""
-        target = self._target(batch)
-        probabilities_RV = wide(self.logits(hidden, batch)).softmax(-1)
-        best = probabilities_RV.topk(min(k, probabilities_RV.shape[-1]), dim=-1)
-        layout = Layout(batch.text.lengths)
-        device = target.rows_R.device
-        samples = layout.sample_N(device).index_select(0, target.rows_R).tolist()
-        slots = layout.slot_N(device).index_select(0, target.rows_R).tolist()
-        guesses: list[list[Guess]] = [[] for _ in batch.keys]
-        rows = zip(samples, slots, target.labels_R.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
-        for sample, slot, label, ids, values in rows:
-            guesses[sample].append(Guess(slot, label, tuple(ids), tuple(values)))
-        return guesses
-
 
 class MLM(MaskedText):
     """Predict the chosen tokens from text and image.
@@ -238,3 +222,19 @@ class MLM(MaskedText):
         count = self.count(batch)
         total, right_R = self._cross_entropy(hidden, batch)
         return Score(total, count, {"accuracy": (right_R.sum(), count), "masked_share": (count, self._target(batch).maskable)})
+
+    @torch.no_grad()
+    def predict(self, hidden: Fused, batch: Batch, k: int = 5) -> list[list[Guess]]:
+        """The k best tokens for every chosen slot, one list per sample (for panels; copies to the host)."""
+        target = self._target(batch)
+        probabilities_RV = wide(self.logits(hidden, batch)).softmax(-1)
+        best = probabilities_RV.topk(min(k, probabilities_RV.shape[-1]), dim=-1)
+        layout = Layout(batch.text.lengths)
+        device = target.rows_R.device
+        samples = layout.sample_N(device).index_select(0, target.rows_R).tolist()
+        slots = layout.slot_N(device).index_select(0, target.rows_R).tolist()
+        guesses: list[list[Guess]] = [[] for _ in batch.keys]
+        rows = zip(samples, slots, target.labels_R.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+        for sample, slot, label, ids, values in rows:
+            guesses[sample].append(Guess(slot, label, tuple(ids), tuple(values)))
+        return guesses
