@@ -89,6 +89,24 @@ class WarmupCosine(Schedule):
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class InverseSquareRoot(Schedule):
+    """Linear warm-up, then falling with the inverse square root of the step (Vaswani et al. 2017, arXiv 1706.03762 section 5.3; Paddle's
+    ``noam_decay``). The rate is reached at the end of the warm-up, which must not be 0.
+
+    Raises:
+        ValueError: no warm-up.
+    """
+
+    def __init__(self, warmup: int | float = 0.1, total: int | None = None) -> None:
+        super().__init__(warmup, total)
+        if not warmup:
+            raise ValueError("schedule.warmup=0: the inverse square root starts at the end of a warm-up; give steps, or a share of the run")
+
+    def factor(self, step: int, total: int) -> float:
+        warmup = max(1, self.warmup_steps(total))
+        return min(step / warmup, math.sqrt(warmup / max(1, step)))
+
+
 class Milestones(Schedule):
     """Linear warm-up, then constant, times ``drop`` at every milestone (Pixel-BERT: a tenth at epochs 25 and 35 of 40).
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import get_linear_schedule_with_warmup, get_polynomial_decay_schedule_with_warmup
+from transformers import get_inverse_sqrt_schedule, get_linear_schedule_with_warmup, get_polynomial_decay_schedule_with_warmup
 
-from mmpretrain.train.schedule import Constant, Milestones, Schedule, StepScheduler, WarmupCosine, WarmupLinear
+from mmpretrain.train.schedule import Constant, InverseSquareRoot, Milestones, Schedule, StepScheduler, WarmupCosine, WarmupLinear
 
 W, T = 10, 100
 GOLDEN = {  # name -> (schedule, factors at 0, 5, 10, 50, 100)
@@ -16,6 +16,7 @@ GOLDEN = {  # name -> (schedule, factors at 0, 5, 10, 50, 100)
     "cosine": (WarmupCosine(W), (0.1, 0.6, 1.0, 0.5868240888334652, 0.0)),
     "floor": (WarmupCosine(W, floor=0.1), (0.1, 0.6, 1.0, 0.1 + 0.9 * 0.5868240888334652, 0.1)),
     "constant": (Constant(W), (0.0, 0.5, 1.0, 1.0, 1.0)),
+    "inverse square root": (InverseSquareRoot(W), (0.0, 0.5, 1.0, 0.2**0.5, 0.1**0.5)),
     "milestones": (Milestones([0.5, 100], warmup=W), (0.0, 0.5, 1.0, 0.1, 0.01)),
     "share": (WarmupLinear(0.1), (0.0, 0.5, 1.0, 50 / 90, 0.0)),
 }
@@ -46,6 +47,14 @@ def test_linear_is_that_of_transformers(reference) -> None:
     extra = {"lr_end": 0.0, "power": 1} if reference is get_polynomial_decay_schedule_with_warmup else {}
     expected = rates(reference(theirs, W, T, **extra), theirs)
     assert rates(StepScheduler(ours, WarmupLinear(W), T), ours) == pytest.approx(expected, abs=1e-12)
+
+
+def test_inverse_square_root_is_that_of_transformers() -> None:
+    ours, theirs = sgd(), sgd()
+    expected = rates(get_inverse_sqrt_schedule(theirs, W), theirs)
+    assert rates(StepScheduler(ours, InverseSquareRoot(0.1), T), ours) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="warmup=0"):
+        InverseSquareRoot(0)
 
 
 def test_cosine_is_that_of_open_clip() -> None:
