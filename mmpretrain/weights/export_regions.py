@@ -62,7 +62,7 @@ def write(pretrained: Any, folder: Path) -> None:
     if pretrained.vocabulary is not None:
         config["pad_token_id"] = pretrained.vocabulary.pad
         if "vqa" in heads and pretrained.vocabulary.answers:
-            export_files.write_json(folder / "answers.json", dict(enumerate(pretrained.vocabulary.answers)))
+            export_files.write_json(folder / "answers.json", {str(i): name for i, name in enumerate(pretrained.vocabulary.answers)})
     export_files.write_json(folder / "config.json", config)
     pretrained.tokenizer.save_transformers(folder)
 

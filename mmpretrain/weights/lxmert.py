@@ -80,7 +80,8 @@ def transformers_config(model: LXMERT, heads: Mapping[str, nn.Module], prob: flo
         ValueError: the model has parts that transformers' LXMERT lacks.
     """
     text, regions, stacks = model.text, model.regions, (model.text_blocks, model.image_blocks)
-    hidden = {stack.hidden for stack in stacks} | {block.text.mlp.up.out_features for block in model.cross.blocks}
+    layers: Any = model.cross.blocks
+    hidden = {stack.hidden for stack in stacks} | {layer.text.mlp.up.out_features for layer in layers}
     counted = {stack.heads for stack in stacks} | {model.cross.heads}
     norms = [part for part in model.modules() if isinstance(part, nn.LayerNorm)]
     if text.segments is None or regions.combine != "mean" or not isinstance(regions.norm, nn.Identity) or regions.global_feature != "none":

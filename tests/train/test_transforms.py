@@ -107,6 +107,15 @@ def test_named_in_yaml(tmp_path: Path, alone: None) -> None:
     assert torch.equal(module.root.model.transformer.blocks[0].mlp.up.weight, state["blocks.0.mlp.fc1.weight"])
 
 
+def test_layouts_are_named_from_a_list(alone: None, capfd: pytest.CaptureFixture[str]) -> None:
+    named = "[{class_path: mmpretrain.weights.published.FromPublished, init_args: {path: model.pth, layout: LAYOUT}}]"
+    (transform,) = prepare("fit", [*FLAGS, "--model.transforms", named.replace("LAYOUT", "ernie-vil")]).model.transforms
+    assert (transform.path, transform.layout) == ("model.pth", "ernie-vil")
+    assert main(["fit", *FLAGS, "--model.transforms", named.replace("LAYOUT", "bert")]) == 2
+    error = capfd.readouterr().err
+    assert "layout" in error and error.strip().count("\n") == 0
+
+
 @pytest.mark.slow
 def test_runs_of_the_command_line(tmp_path: Path, alone: None, capfd: pytest.CaptureFixture[str]) -> None:
     words, _ = starting(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import region_checkpoints
+from helpers import region_checkpoints, tiny
 from helpers.checkpoints import TEXTS, checkpoint, node
 from helpers.checkpoints import config as pictures
 from helpers.region_checkpoints import FEATURES, INFO, REGIONS, WIDTH, region_samples
@@ -29,6 +29,7 @@ from mmpretrain.objectives.itm import ITM
 from mmpretrain.objectives.mlm import MLM
 from mmpretrain.objectives.objects import Objects
 from mmpretrain.objectives.sip import SIP
+from mmpretrain.objectives.vqa import VQA
 from mmpretrain.weights.export import ExportError, export
 
 SAMPLES = region_samples(5)
@@ -78,6 +79,18 @@ def test_transformers(system: str, tied: bool, tmp_path: Path) -> None:
     heads = (tmp_path / "out" / "mmpretrain_heads.safetensors").is_file()
     assert heads == (system == "visualbert") and heads == ("no place for: itm" in card)  # matching of pictures is none of its heads
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["regions"]["fingerprint"] == INFO.fingerprint
+
+
+def test_answers_of_lxmert(tmp_path: Path) -> None:
+    model = opened(tmp_path / "a.ckpt", "lxmert")
+    model.vocabulary = model.vocabulary._replace(answers=("red", "two", "yes"))
+    vqa = VQA()
+    vqa.bind(model.model.spec, model.vocabulary)
+    model.objectives["vqa"] = tiny.shake(vqa)
+    report = json.loads(export(model, "transformers", tmp_path / "out", SAMPLES, TEXTS).read_text())
+    assert "logits of vqa" in {output["name"] for output in report["outputs"]} and report["largest_difference"] <= 1e-5
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_qa_labels"] == 3
+    assert json.loads((tmp_path / "out" / "answers.json").read_text()) == {"0": "red", "1": "two", "2": "yes"}
 
 
 @pytest.mark.parametrize("system", ["lxmert-trunk", "visualbert-trunk"])

@@ -195,13 +195,14 @@ def test_heads_that_do_not_fit_stay(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_objectives_are_told_by_their_heads() -> None:
     """The real objectives, bound to a model: every kind is found, and no objective is of two."""
-    from mmpretrain.objectives import itm, mlm, mrc, mrfr, objects, sip, tags
+    from mmpretrain.objectives import itm, mlm, mrc, mrfr, objects, sip, tags, vqa
 
     model = published.single_stream.uniter()
     made_ones = {
         "mlm": mlm.MLM(), "itm": itm.ITM(), "sip": sip.SIP(), "tags": tags.TagContrast(), "mrc": mrc.MRC(), "mrfr": mrfr.MRFR(),
-        "objects": objects.Objects(),
+        "objects": objects.Objects(), "vqa": vqa.VQA(answers=9),
     }  # fmt: skip
     for kind, objective in made_ones.items():
         objective.bind(model.spec, None)
+        assert objective.head.state_dict().keys() == published.head(kind, model).state_dict().keys()
         assert [one for one in published.KINDS if is_kind(one, objective)] == [kind]

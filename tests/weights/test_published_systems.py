@@ -193,3 +193,49 @@ def test_oscar_and_its_successor_are_told_apart() -> None:
         from_published(SYSTEMS["oscar-plus"].layout, plus, to_published(SYSTEMS["oscar"].layout, plain))
     with pytest.raises(WeightsError, match=r"no place for bert\.LayerNorm"):
         from_published(SYSTEMS["oscar"].layout, plain, to_published(SYSTEMS["oscar-plus"].layout, plus))
+
+
+SIZES = {
+    "vilbert-base": "vilbert", "vilbert-large": "vilbert", "lxmert-base": "lxmert", "uniter-base": "uniter", "uniter-large": "uniter",
+    "visualbert-base": "visualbert", "interbert-base": "interbert", "oscar-base": "oscar", "oscar-plus-large": "oscar-plus",
+    "ernie-vil-base": "ernie-vil", "ernie-vil-large": "ernie-vil",
+}  # fmt: skip
+
+
+def shipped(size: str) -> nn.Module:
+    """A model of the shipped sizes, without memory."""
+    from mmpretrain.cli.layering import layer
+    from mmpretrain.evaluate.rebuild import build
+
+    with torch.device("meta"):
+        return build(layer([f"sizes/{size}.yaml"]).config["model"]["system"], nn.Module, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_published_sizes_have_a_place(size: str) -> None:
+    """Every parameter of the shipped sizes finds a name, and none is lost on the way."""
+    model = shipped(size)
+    state = to_published(SYSTEMS[SIZES[size]].layout, model)
+    more = model.spec.feature_width if size.startswith("uniter") else 0  # the row of the mask embedding that is zero
+    assert sum(t.numel() for t in state.values()) == sum(p.numel() for p in model.parameters()) + more
+
+
+@pytest.mark.parametrize(("size", "name"), [("lxmert-base", "Lxmert"), ("visualbert-base", "VisualBert")])
+def test_the_published_sizes_are_those_of_transformers(size: str, name: str) -> None:
+    import transformers
+
+    from mmpretrain.weights import lxmert, visualbert
+
+    model, module = shipped(size), lxmert if name == "Lxmert" else visualbert
+    system = SYSTEMS[f"{size.partition('-')[0]}-transformers"]
+    with torch.device("meta"):
+        heads = {kind: published.head(kind, model) for kind in system.heads}
+    settings = {key: value for key, value in module.transformers_config(model, heads).items() if key not in ("architectures", "model_type")}
+    default = getattr(transformers, f"{name}Config")()
+    different = {key for key, value in settings.items() if getattr(default, key) != value}
+    sizes_of_heads = {"num_qa_labels", "num_object_labels", "num_attr_labels", "visual_loss_normalizer"}
+    assert different <= {*sizes_of_heads, "visual_embedding_dim", "special_visual_initialize"}
+    with torch.device("meta"):
+        twin = getattr(transformers, f"{name}ForPreTraining")(type(default)(**settings))
+    theirs = {key: tuple(t.shape) for key, t in twin.state_dict().items()}
+    assert {key: tuple(t.shape) for key, t in to_published(system.layout, model, heads).items()} == theirs
