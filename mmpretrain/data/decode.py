@@ -206,7 +206,10 @@ def _captions(meta: Mapping[str, Any], text: bytes | None) -> tuple[str, ...]:
 
 
 def _statements(meta: Mapping[str, Any]) -> tuple[Statement, ...]:
-    found = list(meta.get("statements") or [])
+    listed = meta.get("statements") or []
+    if not isinstance(listed, list):
+        raise BadSample("json.statements is not a list")
+    found = list(listed)
     if "statement" in meta:
         found.insert(0, {"text": meta["statement"], "label": meta.get("label")})
     made = []

@@ -38,7 +38,7 @@ def test_a_statement_is_never_a_caption():
     both = assemble("k", {"json": meta(captions=["x"], statements=[{"text": "s", "label": True}], objects=[1])})
     assert both.captions == ("x",) and both.statements == (("s", True),) and both.meta == {"objects": [1]}
     assert assemble("k", {"txt": b"s", "json": meta(statements=[{"text": "s", "label": False}])}).captions == ()
-    for bad in ({"statement": "s"}, {"statement": "s", "label": "maybe"}, {"captions": [1]}, {"captions": {"a": "b"}}):
+    for bad in ({"statement": "s"}, {"statement": "s", "label": "maybe"}, {"captions": [1]}, {"captions": {"a": "b"}}, {"statements": 1}):
         with pytest.raises(BadSample):
             assemble("k", {"json": meta(**bad)})
 
