@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +46,7 @@ class Seeing:
         if isinstance(given, Visual):
             found = given
         elif isinstance(given, Sample):
-            image = self._picture(given.images) if self.shown.has_image and given.images else None
+            image = self._transform().read(given.images) if self.shown.has_image and given.images else None
             found = self._tagged(image, self._regions(given.regions) if given.regions else None, given)
         else:
             found = self._alone(given)
@@ -59,7 +58,9 @@ class Seeing:
         data = file_of(given)
         if data is not None and holds_regions(data):
             return self._tagged(None, self._regions(data))
-        return Visual(self._picture(given if data is None else [data]) if self.shown.has_image else None)
+        if not self.shown.has_image:
+            return Visual()
+        return Visual(self._transform()(picture_of(given)) if data is None else self._transform().read([data]))
 
     def _tagged(self, image: Tensor | None, regions: Regions | None, sample: Sample = _UNNAMED) -> Visual:
         """With tags; the tables of probabilities, which no model reads, are left behind."""
@@ -77,10 +78,10 @@ class Seeing:
             raise ValueError(f"this checkpoint reads regions, no pictures: give Regions, a KEY.regions.npz or a Sample with one; {MAKE}")
         return found._replace(image=image, regions=regions)
 
-    def _picture(self, given: ImageLike | Sequence[bytes]) -> Tensor:
+    def _transform(self) -> Any:
         if self.image is None:
             raise ValueError("this checkpoint has no image transform: it was trained without images")
-        return self.image.read(given) if isinstance(given, list | tuple) else self.image(picture_of(given))
+        return self.image
 
     def _regions(self, data: bytes) -> Regions | None:
         return self._chosen(decode_regions(data)) if self.shown.has_regions else None
