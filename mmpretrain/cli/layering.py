@@ -1,9 +1,10 @@
 """Layered YAML: ``defaults:`` lists the files a file builds on; later files and dotted options win. Resolved here, before jsonargparse.
 
 Rules: mappings merge key by key; lists and scalars are replaced; the mappings of free names in ``WHOLE`` are replaced whole, so that a
-recipe states its complete list of objectives; where a later layer changes a ``class_path``, the earlier ``init_args`` are dropped. The
-arguments of an object may be written without ``class_path`` (``optimizer: {lr: 1e-4}``): over a layer that names the class they are its
-``init_args``, below one they are dropped with their class.
+recipe states its complete list of objectives; a layer that names the class of ``model.system`` states all of it, as the files of ``sizes/``
+do; where a later layer changes another ``class_path``, the earlier ``init_args`` are dropped. The arguments of an object may be written
+without ``class_path`` (``optimizer: {lr: 1e-4}``): over a layer that names the class they are its ``init_args``, below one they are
+dropped with their class.
 Each file of a chain is applied once, where it is first named. Imports nothing heavy.
 """
 
@@ -21,6 +22,7 @@ from mmpretrain.cli.errors import UserError, nearest
 
 CHECKPOINT = "the checkpoint"  # where a key comes from that only the layer below sets
 WHOLE = frozenset({"model.objectives", "data.train", "data.val", "trainer.logger", "trainer.callbacks"})
+SYSTEM = "model.system"
 
 
 class Layers(NamedTuple):
@@ -132,7 +134,8 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any], prefix: str = "") 
     for key, value in upper.items():
         dotted = f"{prefix}{key}"
         before = result.get(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping) and dotted not in WHOLE:
+        whole = dotted in WHOLE or (dotted == SYSTEM and isinstance(value, Mapping) and "class_path" in value)
+        if isinstance(before, Mapping) and isinstance(value, Mapping) and not whole:
             result[key] = merge(*_same_form(before, value), f"{dotted}.")
         else:
             result[key] = value

@@ -34,6 +34,15 @@ def test_objectives_are_replaced_whole():
     assert layering.merge(lower, upper) == {"model": {"objectives": {"mlm": {"class_path": "C"}}, "seed": 1}}
 
 
+def test_a_size_replaces_the_system_whole_and_options_reach_into_it():
+    tiny = {"model": {"system": {"class_path": "A", "init_args": {"text": {"class_path": "T", "init_args": {"width": 96, "init": "torch"}}}}}}
+    base = {"model": {"system": {"class_path": "A", "init_args": {"text": {"class_path": "T", "init_args": {"width": 768}}}}}}
+    assert layering.merge(tiny, base) == base
+    within = {"model": {"system": {"init_args": {"text": {"init_args": {"width": 64}}, "dropout": 0.1}}}}
+    arguments = layering.merge(tiny, within)["model"]["system"]["init_args"]
+    assert arguments == {"text": {"class_path": "T", "init_args": {"width": 64, "init": "torch"}}, "dropout": 0.1}
+
+
 def test_another_class_path_drops_the_arguments_of_the_first():
     lower = {"model": {"schedule": {"class_path": "A", "init_args": {"warmup": 3}}}}
     upper = {"model": {"schedule": {"class_path": "B", "init_args": {"floor": 1}}}}
