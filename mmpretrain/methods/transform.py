@@ -23,6 +23,7 @@ class ModelTransform:
     from torch's generator or from a seed of its own, never from the rank.
     """
 
+    said = ""  # what was done, a line for people, written by the call
     initialises: ClassVar[bool] = False  # it sets values and nothing else, so that a run that goes on from a checkpoint leaves it out
 
     def __call__(self, model: nn.Module, around: Around = Around()) -> nn.Module:  # noqa: B008  (immutable)

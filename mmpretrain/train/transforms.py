@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from mmpretrain.methods.transform import Around, ModelTransform
@@ -38,6 +39,8 @@ def transform(root: Pretraining, transforms: Sequence[ModelTransform], trainer: 
             torch.manual_seed(0)  # not where the process's own generator happens to be
             for one in chosen:
                 root.model = one(root.model, around)
+                if one.said:
+                    rank_zero_info(f"model: {one.said}")
     except (ValueError, OSError) as error:
         failure = error
     failures = distributed.gather_objects(None if failure is None else f"{failure}")

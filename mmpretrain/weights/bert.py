@@ -142,7 +142,7 @@ class FromBERT(ModelTransform):
             done.append("pooler")
         if self.head and _head(around, bert, ours, theirs):
             done.append("masked-word head")
-        _LOG.info("%s starts as %s: %s", type(model).__name__, bert.folder, ", ".join(done))
+        self.said = f"{type(model).__name__} starts as {bert.folder}: {', '.join(done)}"
         return model
 
     def _tables(self, model: nn.Module, parts: Parts, bert: Bert) -> list[str]:

@@ -65,6 +65,7 @@ class Imported(NamedTuple):
     heads: dict[str, dict[str, Tensor]]  # by kind
     unused: tuple[str, ...]  # what was expected and has no place
     words: Tensor  # the word table
+    said: str = ""  # what was filled, a line for people
 
 
 def here(rules: Sequence[Rule], prefix: str = "model.") -> list[Rule]:

@@ -6,7 +6,6 @@ things. Every tensor of the file must be mapped or be among those that the layou
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -29,7 +28,6 @@ _ALL = (
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 assert tuple(LAYOUTS) == get_args(LayoutName)
-_LOG = logging.getLogger("mmpretrain")
 
 
 def import_weights(
@@ -56,11 +54,9 @@ def import_weights(
         raise WeightsError(f"{source}: {error}") from None
     load_model(model, found, source)
     filled, left = load_heads(objectives or {}, found)
-    _LOG.info(
-        "%s starts as %s; heads filled: %s; heads left as they were: %s; kinds of heads in the file: %s", type(model).__name__, source,
-        ", ".join(filled) or "none", ", ".join(left) or "none", ", ".join(found.heads) or "none",
-    )  # fmt: skip
-    return found
+    lists = {"heads filled": filled, "heads left as they were": left, "kinds of heads in the file": list(found.heads)}
+    told = "; ".join(f"{what}: {', '.join(names) or 'none'}" for what, names in lists.items())
+    return found._replace(said=f"{type(model).__name__} starts as {source}; {told}")
 
 
 def _layout(model: nn.Module, name: str | None) -> Layout:
@@ -97,5 +93,5 @@ class FromPublished(ModelTransform):
         Raises:
             WeightsError: see ``import_weights``.
         """
-        import_weights(model, self.path, self.layout, around.objectives if self.heads else None)
+        self.said = import_weights(model, self.path, self.layout, around.objectives if self.heads else None).said
         return model

@@ -5,7 +5,6 @@ ViLT's paper (arXiv 2102.03334, section 4.2) starts from ViT-B/32 trained on Ima
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
@@ -36,7 +35,6 @@ TIMM = KeyMap(
     "timm's ViT",
 )
 _HEADS = ("head.", "fc_norm.", "pre_logits.")  # of the classifier
-_LOG = logging.getLogger("mmpretrain")
 
 
 class Tower(NamedTuple):
@@ -115,7 +113,7 @@ class FromViT(ModelTransform):
         tower.stack.load_state_dict({name: t for name, t in kept.items() if name.startswith(("norm.", "blocks."))}, strict=True)
         if tower.pre_norm is not None and "pre_norm.weight" in found.state:
             tower.pre_norm.load_state_dict({leaf: found.state[f"pre_norm.{leaf}"] for leaf in ("weight", "bias")})
-        _LOG.info("%s starts as %s: %d of %d blocks", type(model).__name__, self.file, tower.stack.depth, there)
+        self.said = f"{type(model).__name__} starts as {self.file}: {tower.stack.depth} of its {there} blocks"
         return model
 
 

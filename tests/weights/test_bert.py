@@ -129,7 +129,12 @@ def test_masked_word_head(tied: bool, old: bool, tmp_path: Path) -> None:
         torch.save(state, tmp_path / "pytorch_model.bin")
     model, mlm = single_stream.shaken("uniter"), MLM(tied=tied)
     mlm.bind(model.spec, None)
-    FromBERT(str(tmp_path))(model, Around({"mlm": mlm}))
+    transform = FromBERT(str(tmp_path))
+    transform(model, Around({"mlm": mlm}))
+    assert transform.said == (
+        f"UNITER starts as {tmp_path}: 60 of 60 words by number, 14 of 14 positions, 2 of 2 segments, "
+        "transformer from layers 0 to 1, pooler, masked-word head"
+    )
     words = text(60)
     layout = Layout(words.lengths)
     out = theirs.eval()(
