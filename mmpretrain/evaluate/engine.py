@@ -54,6 +54,11 @@ class Engine:
         """Where the model lives."""
         return next(self.model.parameters()).device
 
+    def parameter_count(self) -> int:
+        """Of the model and its heads, each parameter once."""
+        parts = [self.model, *(self.objectives[name] for name in self.objectives)]
+        return sum({id(p): p.numel() for part in parts for p in part.parameters()}.values())
+
     @property
     def precision(self) -> str:
         """The arithmetic of the forward, for stamps."""
@@ -75,6 +80,15 @@ class Engine:
     def can_match(self) -> bool:
         """Whether :meth:`score` works: a dual encoder, or a fusion model with a matching head."""
         return self.dual or self.objective("fused", "score") is not None
+
+    @property
+    def scorer(self) -> str:
+        """By what pairs are scored, for protocols."""
+        if self.dual:
+            return "cosine"
+        head = self.objective("fused", "score")
+        name = next((name for name in self.objectives if self.objectives[name] is head), "itm")
+        return f"matching head {'' if name == 'itm' else f'{name!r} '}on every pair"
 
     def logit_scale(self) -> tuple[float, float | None]:
         """Factor and bias that the loss applied to cosines; (1, None) for fusion models."""

@@ -227,9 +227,9 @@ def _seeing(config: Mapping[str, Any], about: Mapping[str, Any], transform: Imag
     try:
         shown = Shown(data.get("show") or "image", regions or RegionOptions()).check(transform)
         known = TrainingSet(specs_of(data.get("train") or ""), Defaults("captions", "sample", shown))
-        sources = {name: known.shown(name).check(transform) for name in known.specs if name}
+        by_source = {name: known.shown(name).check(transform) for name in known.specs if name}
         info = RegionsInfo.from_json(about["regions"], file) if about.get("regions") else None
-        return {"shown": shown, "sources": sources, "tagger": None if tags is None else tagger(tags, info)}
+        return {"shown": shown, "by_source": by_source, "tagger": None if tags is None else tagger(tags, info)}
     except (DataError, TypeError) as error:
         raise RefusedCheckpoint(f"{file}: {error}") from None
 

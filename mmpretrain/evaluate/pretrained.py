@@ -47,7 +47,7 @@ class Pretrained(Engine):
         source: where it came from, for stamps.
         about: what the checkpoint says of itself beside the configuration: step, data_fingerprint, versions, ...
         shown: what the model is shown of a sample: its picture, its regions or both.
-        sources: what it is shown of the sources that say so themselves, by their names.
+        by_source: the same of the sources of a mixture, by their names.
         tagger: makes the tags that texts are told with; None: texts stand alone.
         runner, autocast: see :class:`Engine`.
     """
@@ -66,14 +66,14 @@ class Pretrained(Engine):
         source: str = "",
         about: Mapping[str, Any] | None = None,
         shown: Shown = Shown(),  # noqa: B008  (immutable)
-        sources: Mapping[str, Shown] | None = None,
+        by_source: Mapping[str, Shown] | None = None,
         tagger: Tagger | None = None,
         runner: Runner | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, objectives, collate, runner, autocast)
         self.tokenizer, self.image_transform, self.vocabulary = tokenizer, image_transform, vocabulary
-        self.sources = dict(sources or {})
+        self.by_source = dict(by_source or {})
         self.seeing = self._seeing(shown, tagger)
         self.config, self.weights, self.source, self.about = dict(config or {}), weights, source, dict(about or {})
 
@@ -125,10 +125,10 @@ class Pretrained(Engine):
 
     def on(self, name: str) -> Pretrained:
         """The same model on samples of the set ``name``: shown as the run shows the source of that name, if it has one."""
-        if name not in self.sources:
+        if name not in self.by_source:
             return self
         found = copy.copy(self)
-        found.seeing = self._seeing(self.sources[name], self.seeing.tagger)
+        found.seeing = self._seeing(self.by_source[name], self.seeing.tagger)
         return found
 
     def told(self, tokens: Tokens, visual: Visual) -> Tokens:

@@ -151,9 +151,8 @@ def _results(
 ) -> list[Result]:
     images, texts = len(gallery.images), len(gallery.tokens)
     captions = np.bincount(gallery.image_P, minlength=images)
-    scorer = "cosine" if pretrained.dual else "matching head on every pair"
     counts = f"{images} images, {texts} captions, any caption of the image counts"
-    protocol = f"{counts}, ranked by {scorer}, ties in random order{pretrained.how}"
+    protocol = f"{counts}, ranked by {pretrained.scorer}, ties in random order{pretrained.how}"
     results = []
     for name, standing, chances, count in (
         ("i2t", i2t, lambda k: chance_recall(captions, texts, k), images),

@@ -109,7 +109,7 @@ def live(trainer: pl.Trainer, pl_module: Any, weights: str = "raw") -> Pretraine
         weights=weights,
         source=f"step {trainer.global_step}",
         shown=getattr(data, "shown", Shown()),
-        sources={} if known is None else {name: known.shown(name) for name in known.specs if name},
+        by_source={} if known is None else {name: known.shown(name) for name in known.specs if name},
         tagger=None if tags is None else tagger(tags, info),
         runner=lambda function: root(function, mode="call"),
         autocast=_AUTOCAST.get(str(trainer.precision)),

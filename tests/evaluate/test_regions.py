@@ -116,6 +116,13 @@ def test_perfect_measurements(tags: bool) -> None:
         assert found["mlm/fake/accuracy_other_image"] < 0.5
 
 
+def test_protocols_name_another_scorer_than_matching() -> None:
+    model, data = fakes.pretrained(), fakes.coloured()
+    assert "ranked by matching head on every pair, ties in random order; images are regions" in retrieval(model, data)[0].stamp.protocol
+    model.objectives = {"tags": model.objectives["itm"]}
+    assert "ranked by matching head 'tags' on every pair" in retrieval(model, data)[0].stamp.protocol
+
+
 def test_the_other_image_is_never_the_own() -> None:
     data = fakes.coloured()  # three colours: every other image is of another colour
     for batch_size in (2, 3, 8):  # 2: the last batch has one sample, whose other image is of the batch before
