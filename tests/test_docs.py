@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -10,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import scene_regions
 from helpers.sources import put_all
 
 from mmpretrain.cli.main import COMMANDS
 from mmpretrain.cli.systems import markdown
-from mmpretrain.data_tools import scenes
 
 TREE = Path(__file__).resolve().parent.parent
 PAGES = [TREE / "README.md", TREE / "CONTRIBUTING.md", *sorted((TREE / "docs").glob("*.md"))]
@@ -74,7 +73,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     put_all(folder)
     for split, n in (("train", 16), ("val", 8)):
-        scenes.write(folder / "few" / split, n, 0, split, shard_size=8, progress=False)
+        scene_regions.write(folder / "few" / split, n, split)
     done = run(folder, "mmpretrain fit --config vilt.yaml", MMPRETRAIN_RUN_DIR=RUN)
     assert done.returncode == 0, done.stderr
     return folder
@@ -84,9 +83,10 @@ def run(folder: Path, command: str, **environment: str) -> subprocess.CompletedP
     """Run a command as written, with small data for ``fit`` and for what would read the whole embedded set."""
     import os
 
-    words = shlex.split(command.replace("scenes:val", str(folder / "few" / "val")))
+    words = shlex.split(command.replace("scenes:val", str(folder / "few" / "val" / "plain")))
     if words[1] == "fit":
-        words += ["--data.train", str(folder / "few" / "train"), "--data.val", json.dumps({"few": str(folder / "few" / "val")}), *SMALL]
+        recipe = words[words.index("--config") + 1] if "--config" in words else "vilt.yaml"
+        words += [*scene_regions.sources(recipe, folder / "few" / "train", folder / "few" / "val"), *SMALL]
         words += [word for option, value in UNLESS_GIVEN.items() if option not in words for word in (option, value)]
     environment = {**os.environ, "MMPRETRAIN_CACHE": str(folder / "cache"), "WANDB_MODE": "offline", **environment}
     program = [sys.executable, "-m", "mmpretrain_cli_entry", *words[1:]]
