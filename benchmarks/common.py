@@ -42,18 +42,25 @@ def captions(n: int) -> tuple[list[str], str]:
     return [texts[i % len(texts)] for i in range(n)], source
 
 
+class Seconds(NamedTuple):
+    """Of one step: on the clock, and of the processors that worked on it (which other programs do not lengthen as much)."""
+
+    wall: float
+    process: float
+
+
 class Contender(NamedTuple):
     name: str
     forward: Callable[[], torch.Tensor]  # the loss
     optimizer: torch.optim.Optimizer
 
-    def step(self) -> float:
+    def step(self) -> Seconds:
         """Seconds of forward, backward and update."""
-        begin = time.perf_counter()
+        wall, process = time.perf_counter(), time.process_time()
         self.forward().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - begin
+        return Seconds(time.perf_counter() - wall, time.process_time() - process)
 
     def flops(self) -> int:
         """Multiply-adds x 2 of forward and backward, counted by torch with attention spelt out."""
@@ -65,31 +72,38 @@ class Contender(NamedTuple):
         return counter.get_total_flops()
 
 
-class Comparison(NamedTuple):
-    ours_s: float  # median seconds of a step
-    theirs_s: float
-    ratio: float  # median over pairs of theirs / ours
+class Ratio(NamedTuple):
+    """Of theirs to ours, over pairs of steps: median and quartiles."""
+
+    median: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, ratios: list[float]) -> Ratio:
+        ratios = sorted(ratios)
+        quartile = len(ratios) // 4
+        return cls(statistics.median(ratios), ratios[quartile], ratios[-1 - quartile])
+
+
+class Comparison(NamedTuple):
+    ours: Seconds  # medians
+    theirs: Seconds
+    wall: Ratio
+    process: Ratio
 
 
 def compare(ours: Contender, theirs: Contender, pairs: int, warmup: int = 2) -> Comparison:
     """Steps of both in turn, so that a drift of the machine's speed meets both."""
-    rows: list[tuple[float, float]] = []
+    rows: list[tuple[Seconds, Seconds]] = []
     for i in range(warmup + pairs):
         first, second = (ours, theirs) if i % 2 else (theirs, ours)
         a, b = first.step(), second.step()
         if i >= warmup:
             rows.append((a, b) if first is ours else (b, a))
-    ratios = sorted(b / a for a, b in rows)
-    quartile = max(len(ratios) // 4, 0)
-    return Comparison(
-        statistics.median(a for a, _ in rows),
-        statistics.median(b for _, b in rows),
-        statistics.median(ratios),
-        ratios[quartile],
-        ratios[-1 - quartile],
-    )
+    medians = [Seconds(*(statistics.median(values) for values in zip(*side, strict=True))) for side in zip(*rows, strict=True)]
+    wall, process = (Ratio.of([b[clock] / a[clock] for a, b in rows]) for clock in (0, 1))
+    return Comparison(medians[0], medians[1], wall, process)
 
 
 def peak_memory(script: str, arguments: list[str], which: str) -> float:
@@ -100,7 +114,11 @@ def peak_memory(script: str, arguments: list[str], which: str) -> float:
 
 
 def report_peak() -> None:
-    print(json.dumps({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    """Peak of this process. What ``getrusage`` says starts at the size of the process that began this one."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    print(json.dumps({"peak_gib": (kib or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**20}))
 
 
 def show(title: str, batch: int, result: Comparison, flops: tuple[int, int], difference: float, memory: tuple[float, float] | None) -> None:
@@ -109,8 +127,9 @@ def show(title: str, batch: int, result: Comparison, flops: tuple[int, int], dif
     print(f"\n{title}")
     print(f"  outputs: largest difference {difference:.2e} of the largest reference value")
     print(f"  arithmetic of a step: ours {ours / 1e9:.1f} GFLOP, theirs {theirs / 1e9:.1f} GFLOP, ceiling {theirs / ours:.2f}x")
-    print(f"  ours {batch / result.ours_s:.2f} samples/s, theirs {batch / result.theirs_s:.2f} samples/s")
-    share = result.ratio * ours / theirs
-    print(f"  measured ratio {result.ratio:.2f}x (quartiles {result.low:.2f} to {result.high:.2f}): {share:.0%} of the ceiling")
+    print(f"  ours {batch / result.ours.wall:.2f} samples/s, theirs {batch / result.theirs.wall:.2f} samples/s")
+    for name, ratio in (("measured ratio", result.wall), ("of process time", result.process)):
+        share = ratio.median * ours / theirs
+        print(f"  {name} {ratio.median:.2f}x (quartiles {ratio.low:.2f} to {ratio.high:.2f}): {share:.0%} of the ceiling")
     if memory:
         print(f"  peak memory: ours {memory[0]:.2f} GiB, theirs {memory[1]:.2f} GiB")

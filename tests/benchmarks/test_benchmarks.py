@@ -36,6 +36,20 @@ def test_steps_agree_and_are_timed(script: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("system", ["visualbert", "uniter", "lxmert"])
+def test_steps_over_regions_agree_and_are_timed(system: str) -> None:
+    shown = run("region_step.py", "--tiny", "--system", system, "--batch", "4", "--pairs", "1", "--threads", "1", MMPRETRAIN_REAL_SHARDS="")
+    differences = re.findall(r"largest difference ([\d.e+-]+)", shown)
+    assert len(differences) == 2 and all(float(one) < 1e-4 for one in differences)
+    slots = "20 + 36" if system == "lxmert" else "60 + 100"
+    assert f"padded to {slots} slots" in shown and "padded to the longest of the batch" in shown
+    fixed, longest = (float(one) for one in re.findall(r"ceiling ([\d.]+)x", shown))
+    assert fixed > longest > 1
+    for text in ("measured ratio", "of process time", "peak memory"):
+        assert shown.count(text) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_loaders_deliver_the_same(workers: str) -> None:
     shown = run("loader.py", "--samples", "32", "--batch", "4", "--size", "32", "--passes", "1", "--workers", workers, "--decoder", "pil")
