@@ -72,6 +72,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="shards; default: the run's validation sets")
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="default: all that fit the checkpoint and the data")
     parser.add_argument("--limit", type=int, help="at most so many samples, evenly spread over each set")
+    parser.add_argument("--captions", type=int, metavar="N", help="of each image in retrieval, the first ones; default: all that fit")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="zero-shot classification: class names, one a line")
     parser.add_argument("--label", default="label", metavar="KEY", help="of KEY.json: the class(es) of a sample, names or numbers from 0")
     parser.add_argument("--templates", type=Path, metavar="FILE", help="prompts with {} for the class name, one a line")
@@ -88,7 +89,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from mmpretrain.evaluate.result import rows
 
     pretrained = _load(options.checkpoint, options.weights)
-    limits = suite.Limits().at_most(options.limit)
+    limits = suite.Limits(captions=options.captions).at_most(options.limit)
     classes = None if options.classes is None else zeroshot.Classes(_lines(options.classes), options.label)
     templates = zeroshot.TEMPLATES if options.templates is None else _lines(options.templates)
     sets, only = named_sets(options.data, pretrained), options.only or MEASUREMENTS
@@ -97,7 +98,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError(f"no sample has the key {options.label!r} in its KEY.json: name the right one with --label")
     suite.show(results)
     if options.out:
-        options.out.write_text(json.dumps({"checkpoint": pretrained.source, "rows": rows(results)}, indent=2) + "\n", encoding="utf-8")
+        told = {"checkpoint": pretrained.source, "parameters": pretrained.parameter_count(), "rows": rows(results)}
+        options.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,14 @@ def find(name: str, beside: Path | None = None) -> Path:
     raise UserError(f"there is no file '{name}'{where}, neither here nor among the shipped recipes ({recipes}).{guess}")
 
 
+def parsed(text: str) -> Any:
+    """The value of an option as typed; a text that is no YAML stays a text."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
 def read(path: Path) -> dict[str, Any]:
     """One YAML file as a dict.
 
@@ -114,7 +122,7 @@ def read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _chain(path: Path, open_files: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _chain(path: Path, open_files: tuple[Path, ...], rename: Callable[[str], str]) -> Iterator[tuple[Path, dict[str, Any]]]:
     if path in open_files:
         raise UserError(f"{path}: 'defaults' goes round in a circle: {' -> '.join(p.name for p in (*open_files, path))}")
     config = read(path)
@@ -124,7 +132,7 @@ def _chain(path: Path, open_files: tuple[Path, ...]) -> Iterator[tuple[Path, dic
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise UserError(f"{path}: 'defaults' must be a list of file names")
     for name in listed:
-        yield from _chain(find(name, beside=path.parent), (*open_files, path))
+        yield from _chain(find(rename(name), beside=path.parent), (*open_files, path), rename)
     yield path, config
 
 
@@ -161,16 +169,35 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def layer(requested: list[str], below: Mapping[str, Any] | None = None) -> Layers:
-    """Resolve the files of ``--config`` in order, over ``below`` (a checkpoint's configuration, say)."""
+def layer(requested: list[str], below: Mapping[str, Any] | None = None, rename: Callable[[str], str] = str) -> Layers:
+    """Resolve the files of ``--config`` in order, over ``below`` (a checkpoint's configuration, say). ``rename``: what is read in the place
+    of a file that ``defaults`` names."""
     config: dict[str, Any] = dict(below or {})
     origin = dict.fromkeys((key for key, _ in leaves(config)), CHECKPOINT)
     files: list[Path] = []
     for name in requested:
-        for path, content in _chain(find(name), ()):
+        for path, content in _chain(find(name), (), rename):
             if path in files:
                 continue
             files.append(path)
             config = merge(config, content)
             origin.update(dict.fromkeys((key for key, _ in leaves(content)), str(path)))
     return Layers(config, tuple(files), origin)
+
+
+def typed_keys(argv: list[str]) -> dict[str, Any]:
+    """Dotted options of a command line, as typed: key -> value text, None for a bare flag."""
+    found: dict[str, Any] = {}
+    index = 0
+    while index < len(argv):
+        word = argv[index]
+        index += 1
+        if not word.startswith("--"):
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            bare = index >= len(argv) or argv[index].startswith("--")
+            value = None if bare else argv[index]
+            index += 0 if bare else 1
+        found[key] = value
+    return found

@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command("mmpretrain.cli.train", "run", "write what a checkpoint says of the pairs of the validation sets: --ckpt_path PATH"),
     "systems": Command("mmpretrain.cli.systems", "run", "list the systems, their objectives and recipes"),
     "doctor": Command("mmpretrain.cli.doctor", "run", "check this machine and this installation, with remedies"),
+    "compare": Command("mmpretrain.cli.compare", "run", "train several recipes alike and compare them: compare vilt.yaml clip.yaml"),
     "evaluate": Command("mmpretrain.cli.commands", "evaluate", "retrieval, zero-shot, ITM and MLM accuracy of a checkpoint"),
     "embed": Command("mmpretrain.cli.commands", "embed", "write embeddings of a set of shards to a file"),
     "export": Command("mmpretrain.cli.commands", "export", "write a folder for transformers, open_clip, timm or mmpretrain.load, and prove it equal"),

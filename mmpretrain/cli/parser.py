@@ -119,21 +119,3 @@ def _option(word: str, known: list[str]) -> str:
 
 def _strip(key: str) -> str:
     return re.sub(r"^(fit|validate|test|predict)\.", "", key)
-
-
-def typed_keys(argv: list[str]) -> dict[str, Any]:
-    """Dotted options of a command line, as typed: key -> value text, None for a bare flag."""
-    found: dict[str, Any] = {}
-    index = 0
-    while index < len(argv):
-        word = argv[index]
-        index += 1
-        if not word.startswith("--"):
-            continue
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            bare = index >= len(argv) or argv[index].startswith("--")
-            value = None if bare else argv[index]
-            index += 0 if bare else 1
-        found[key] = value
-    return found

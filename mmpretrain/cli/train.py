@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpretrain.cli import resume
 from mmpretrain.cli.errors import UserError, show
-from mmpretrain.cli.layering import CHECKPOINT, Layers, layer
-from mmpretrain.cli.parser import Parser, Refused, typed_keys
+from mmpretrain.cli.layering import CHECKPOINT, Layers, layer, typed_keys
+from mmpretrain.cli.parser import Parser, Refused
 from mmpretrain.cli.progress import Bar
 from mmpretrain.cli.quiet import quieten
 from mmpretrain.cli.summary import Final, finish

@@ -1,0 +1,147 @@
+"""``mmpretrain compare``: several recipes trained and measured alike, one after another, each run in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mmpretrain.cli import compare_plan
+from mmpretrain.cli.commands import OneLine, guarded
+from mmpretrain.cli.compare_plan import Recipe
+from mmpretrain.cli.errors import UserError, nearest
+from mmpretrain.cli.layering import typed_keys
+
+LIMIT = 256
+OF_OURS = {"seed_everything": "--seeds", "ckpt_path": "--out", "trainer.default_root_dir": "--out"}
+
+
+class Job(NamedTuple):
+    """One run: a recipe and a seed."""
+
+    recipe: Recipe
+    seed: int
+    folder: Path
+    config: Path  # the file it is trained with
+    measured: tuple[str, ...]  # options of ``evaluate``
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.label}, seed {self.seed}"
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What a finished run must have been made with to be taken as it is."""
+        return {"config": self.recipe.config, "seed": self.seed}
+
+    def fit(self) -> list[str]:
+        """Continues where an interruption left it; the end is measured by ``evaluate``."""
+        words = ["fit", "--config", str(self.config), "--seed_everything", str(self.seed), "--ckpt_path", "last"]
+        return [*words, "--final.measure", "false"]
+
+    def evaluate(self) -> list[str]:
+        return ["evaluate", str(self.folder), *self.measured, "--out", str(self.folder / "evaluation.json")]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = OneLine(
+        prog="mmpretrain compare",
+        description="Train several recipes with the same data, steps and seeds, measure them by the same protocol, and write one table, "
+        "one plot and one page. Every other option is a dotted key of fit and holds for all: --data.workers 2.",
+        allow_abbrev=False,
+    )
+    made.add_argument("recipes", nargs="*", metavar="RECIPE", help="two recipes or more, as for fit --config: vilt.yaml clip.yaml")
+    made.add_argument("--systems", default="", metavar="A,B", help="the same, by name: vilt,clip")
+    made.add_argument("--config", action="append", default=[], metavar="FILE", help="above every recipe: data and the like; repeatable")
+    made.add_argument("--size", metavar="NAME", help="of every system: tiny, base, large; default: as the recipes say")
+    made.add_argument("--steps", type=int, help="of every run; default: as the recipes say")
+    made.add_argument("--batch", type=int, help="samples of a step of every run; default: as the recipes say")
+    made.add_argument("--seeds", default="0", metavar="0,1,2", help="one run of every recipe for each; default: 0")
+    help_ = "take everything but the system from the first recipe: data, batch size, steps; with training, optimiser and schedule too"
+    made.add_argument("--alike", nargs="?", const="data", choices=("data", "training"), help=help_)
+    made.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="measured on; default: the validation sets")
+    made.add_argument("--only", action="append", default=[], help="what is measured, as for evaluate; default: all that fits")
+    made.add_argument("--limit", type=int, default=LIMIT, help=f"most samples of each set and measurement, default {LIMIT}")
+    made.add_argument("--captions", type=int, default=1, help="of each image in retrieval, default 1")
+    made.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison")
+    made.add_argument("--restart", action="store_true", help="do runs again that DIR has with other options")
+    return made
+
+
+def run(argv: list[str]) -> int:
+    made = parser()
+    options, rest = made.parse_known_args(argv[1:])
+    return guarded(_compare, options, _forwarded(made, rest))
+
+
+def _forwarded(made: argparse.ArgumentParser, rest: Sequence[str]) -> dict[str, Any]:
+    """Dotted options of ``fit`` among those that are none of ours.
+
+    Raises:
+        UserError: an option that neither knows, or one that has another name here.
+    """
+    typed = typed_keys(list(rest))
+    for key in typed:
+        if key in OF_OURS:
+            raise UserError(f"--{key}: give {OF_OURS[key]} to compare")
+        if "." not in key and key not in ("loggers",):
+            known = [option for action in made._actions for option in action.option_strings]
+            raise UserError(f"compare: unknown option '--{key}'.{nearest(f'--{key}', known)} Options of fit are dotted: --data.workers 2")
+    return typed
+
+
+def _jobs(options: argparse.Namespace, typed: Mapping[str, Any]) -> tuple[list[Job], list[compare_plan.Difference]]:
+    wanted = [*options.recipes, *(name.strip() for name in options.systems.split(",") if name.strip())]
+    fixed = {"trainer.max_steps": options.steps, "data.batch_size": options.batch}
+    typed = {**typed, **{key: value for key, value in fixed.items() if value is not None}}
+    recipes = compare_plan.resolve(wanted, options.config, typed, options.size)
+    if options.alike:
+        recipes = compare_plan.alike(recipes, options.alike == "training")
+    try:
+        seeds = list(dict.fromkeys(int(text) for text in options.seeds.split(",")))
+    except ValueError:
+        raise UserError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2") from None
+    measured = ["--limit", str(options.limit), "--captions", str(options.captions)]
+    for option, values in (("--data", options.data), ("--only", options.only)):
+        measured += [word for value in values for word in (option, value)]
+    jobs = []
+    for seed in seeds:  # a seed of every recipe first, so that an early end still compares all of them
+        for recipe in recipes:
+            folder = (options.out / "runs" / f"{recipe.label}-seed{seed}").resolve()
+            jobs.append(Job(recipe, seed, folder, (options.out / "configs" / f"{recipe.label}.yaml").resolve(), tuple(measured)))
+    return jobs, compare_plan.differences(recipes)
+
+
+def _compare(options: argparse.Namespace, typed: Mapping[str, Any]) -> int:
+    from mmpretrain.cli import compare_result, compare_run
+
+    jobs, apart = _jobs(options, typed)
+    for job in jobs:
+        compare_run.check(job, options.restart)
+    notes = [f"not alike: {one.shown()}" for one in apart if not one.own]
+    own = [one.shown() for one in apart if one.own]
+    if notes:
+        hint = "" if options.alike else "; --alike takes them all from the first recipe"
+        print(f"mmpretrain: warning: the recipes differ in more than the system{hint}", file=sys.stderr)
+    for note in notes:
+        print(f"  {note}", file=sys.stderr)
+    if own:
+        keys = ", ".join(dict.fromkeys(".".join(one.key.split(".")[:2]) for one in apart if one.own))
+        print(f"mmpretrain: each recipe has its own {keys}{'' if options.alike == 'training' else ' (--alike training)'}", file=sys.stderr)
+    for job in jobs:
+        job.config.parent.mkdir(parents=True, exist_ok=True)
+        text = f"# {job.recipe.label}, as mmpretrain compare trains it\n{yaml.safe_dump(job.recipe.config, sort_keys=False)}"
+        job.config.write_text(text, encoding="utf-8")
+    failed = compare_run.run_all(jobs)
+    notes += [f"{name} failed: {why}" for name, why in failed.items()]
+    done = [job for job in jobs if job.name not in failed]
+    command = shlex.join(["mmpretrain", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "mmpretrain compare"
+    if not done:
+        return 1
+    compare_result.write(done, options.out, notes, own, command)
+    return 1 if failed else 0

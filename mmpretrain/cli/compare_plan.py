@@ -1,0 +1,144 @@
+"""What ``mmpretrain compare`` is to run: recipes resolved, made alike where that is asked for, and where they differ beside the system."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmpretrain.cli.errors import UserError
+from mmpretrain.cli.layering import find, layer, leaves, names, parsed
+
+# what a comparison is of, and what no run is measured by; how a system is shown a sample; what trains it. Section, then key
+SYSTEM = {"model.system", "model.objectives", "model.method", "final.", "panels."}
+SHOWN = {"data.image", "data.show", "data.regions", "data.tags", "data.answers", "data.text", "data.max_tokens"}
+TRAINING = {"model.optimizer", "model.schedule"}
+ABSENT = "(not set)"
+
+
+class Recipe(NamedTuple):
+    """One system of a comparison."""
+
+    label: str
+    config: dict[str, Any]  # resolved, with what was typed
+
+
+class Difference(NamedTuple):
+    """A key that is no part of a system and has not the same value everywhere."""
+
+    key: str
+    values: Mapping[str, Any]  # by label
+
+    @property
+    def own(self) -> bool:
+        """Whether systems usually have it their own way: optimiser, schedule, how they are shown a sample."""
+        return _place(self.key) in SHOWN | TRAINING
+
+    def shown(self) -> str:
+        """One line for the user."""
+        of: dict[str, list[str]] = {}
+        for label, value in self.values.items():
+            of.setdefault(str(value), []).append(label)
+        parts = [f"{value} ({', '.join(labels)})" for value, labels in of.items()]
+        return f"{self.key}: {'; '.join(parts)}"
+
+
+def resized(size: str) -> Callable[[str], str]:
+    """``sizes/vilt-tiny.yaml`` -> ``sizes/vilt-<size>.yaml``, for ``layer``.
+
+    Raises (when called):
+        UserError: there is no such size; names those that there are.
+    """
+
+    def rename(name: str) -> str:
+        folder, _, file = name.rpartition("/")
+        if folder != "sizes":
+            return name
+        stem = file.removesuffix(".yaml")
+        family = stem.split("-tiny")[0] if "-tiny" in stem else stem.rpartition("-")[0]
+        wanted = f"sizes/{family}-{size}.yaml"
+        if wanted not in names():
+            known = [one.removeprefix(f"sizes/{family}-").removesuffix(".yaml") for one in names() if one.startswith(f"sizes/{family}-")]
+            raise UserError(f"--size {size}: there is no {wanted}; sizes of {family} are {', '.join(known)}")
+        return wanted
+
+    return rename
+
+
+def resolve(requested: Sequence[str], common: Sequence[str], typed: Mapping[str, Any], size: str | None) -> list[Recipe]:
+    """The recipes with the common files above them and typed options above those. Equal names get a number.
+
+    Raises:
+        UserError: fewer than two recipes, a file that is not there or has no system, or no such size.
+    """
+    if len(requested) < 2:
+        raise UserError("compare needs two recipes or more, for example: mmpretrain compare vilt.yaml clip.yaml --out comparison")
+    found: list[Recipe] = []
+    for name in requested:
+        config = layer([name, *common], rename=resized(size) if size else str).config
+        config = copy.deepcopy(config)
+        for key, value in typed.items():
+            put(config, key, value)
+        if not (config.get("model") or {}).get("system"):
+            raise UserError(f"{find(name)}: no recipe, because it names no model.system; mmpretrain systems lists the recipes")
+        stem = Path(name).stem
+        count = [Path(other).stem for other in requested[: len(found)]].count(stem)
+        found.append(Recipe(f"{stem}-{count + 1}" if count else stem, config))
+    return found
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in place, as ``fit`` does: below an object with ``class_path``, its arguments are in ``init_args``. A text is read
+    as YAML."""
+    *parents, last = key.split(".")
+    for part in parents:
+        config = _arguments(config, part)
+        if not isinstance(config.get(part), dict):
+            config[part] = {}
+        config = config[part]
+    _arguments(config, last)[last] = parsed(value) if isinstance(value, str) else value
+
+
+def _arguments(config: dict[str, Any], key: str) -> dict[str, Any]:
+    if "class_path" not in config or key in ("class_path", "init_args", "dict_kwargs"):
+        return config
+    inside: dict[str, Any] = config.setdefault("init_args", {})
+    return inside
+
+
+def _place(key: str) -> str:
+    """The section and the key below it of a dotted key: what the sets above name."""
+    section, _, rest = key.partition(".")
+    return f"{section}." if section in ("final", "panels") else f"{section}.{rest.partition('.')[0]}"
+
+
+def differences(recipes: Sequence[Recipe]) -> list[Difference]:
+    """Keys outside of the system whose values are not the same in all recipes, in the order of the first one."""
+    tables = {one.label: dict(leaves(one.config)) for one in recipes}
+    keys = dict.fromkeys(key for table in tables.values() for key in table if _place(key) not in SYSTEM)
+    found = [Difference(key, {label: table.get(key, ABSENT) for label, table in tables.items()}) for key in keys]
+    return [one for one in found if any(value != next(iter(one.values.values())) for value in one.values.values())]
+
+
+def alike(recipes: Sequence[Recipe], training: bool) -> list[Recipe]:
+    """The recipes with everything but the system, and how it is shown a sample, as the first one has it.
+
+    Args:
+        training: optimiser and schedule too.
+    """
+    own = SYSTEM | SHOWN | (set() if training else TRAINING)
+    first, made = recipes[0].config, [recipes[0]]
+    for one in recipes[1:]:
+        config: dict[str, Any] = {}
+        for source, mine in ((first, False), (one.config, True)):
+            for section, value in source.items():
+                if not isinstance(value, Mapping):
+                    if not mine:
+                        config[section] = value
+                    continue
+                kept = {key: inner for key, inner in value.items() if (_place(f"{section}.{key}") in own) is mine}
+                if kept:
+                    config.setdefault(section, {}).update(copy.deepcopy(kept))
+        made.append(one._replace(config=config))
+    return made

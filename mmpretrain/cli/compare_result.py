@@ -1,0 +1,114 @@
+"""What a comparison leaves: ``comparison.md``, ``.json``, ``.svg`` and ``.html``, and the table on the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from mmpretrain.cli.compare_run import MEASURED, PLAN, plain
+from mmpretrain.report import comparison, comparison_page, comparison_plot
+from mmpretrain.report.comparison import Comparison, Outcome
+from mmpretrain.report.run import Run, Series
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mmpretrain.cli.compare import Job
+
+SPEED = "speed/samples_per_s"
+
+
+def outcome(job: Job, metrics: Mapping[str, Series]) -> Outcome:
+    """A finished run."""
+    measured, saved = plain(job.folder / MEASURED) or {}, plain(job.folder / PLAN) or {}
+    config = job.recipe.config
+    facts: dict[str, float] = {}
+    if measured.get("parameters"):
+        facts["parameters"] = float(measured["parameters"])
+    if speeds := sorted(value for value in (metrics[SPEED].values if SPEED in metrics else ()) if math.isfinite(value)):
+        facts["samples/s"] = speeds[len(speeds) // 2]
+    steps = max((series.steps[-1] for series in metrics.values() if series.steps), default=0)
+    batch = (config.get("data") or {}).get("batch_size")
+    facts["steps"] = (config.get("trainer") or {}).get("max_steps") or steps
+    if batch:
+        facts["samples seen"] = facts["steps"] * batch
+    facts["minutes, fit as a whole"] = float(saved.get("seconds", 0.0)) / 60
+    return Outcome(job.recipe.label, job.seed, tuple(measured.get("rows", ())), facts, str(job.folder))
+
+
+def history(runs: Sequence[tuple[Job, Mapping[str, Series]]]) -> dict[str, dict[str, Series]]:
+    """System -> metric -> its mean over seeds, at the steps that all seeds have."""
+    grouped: dict[str, list[Mapping[str, Series]]] = {}
+    for job, metrics in runs:
+        grouped.setdefault(job.recipe.label, []).append(metrics)
+    found: dict[str, dict[str, Series]] = {}
+    for label, many in grouped.items():
+        for name in many[0]:
+            if all(name in metrics for metrics in many):
+                found.setdefault(label, {})[name] = _mean([metrics[name] for metrics in many])
+    return found
+
+
+def _mean(series: Sequence[Series]) -> Series:
+    tables = [dict(zip(one.steps, one.values, strict=True)) for one in series]
+    times = dict(zip(series[0].steps, series[0].times, strict=True))
+    steps = tuple(step for step in series[0].steps if all(step in table for table in tables))
+    return Series(steps, tuple(times[step] for step in steps), tuple(fmean(table[step] for table in tables) for step in steps))
+
+
+def write(done: Sequence[Job], out: Path, notes: Sequence[str], own: Sequence[str], command: str) -> Comparison:
+    """Write the four files, print the table and where they are.
+
+    Args:
+        notes: what the reader must know before the numbers.
+        own: what each system has its own way.
+        command: as it was typed.
+    """
+    from rich.console import Console
+
+    read = [(job, Run.open(job.folder).metrics()) for job in done]
+    systems = list(dict.fromkeys(job.recipe.label for job in done))
+    made = comparison.compare([outcome(job, metrics) for job, metrics in read], systems)
+    commands = {"this comparison": command}
+    for job in {job.recipe.label: job for job in reversed(done)}.values():
+        words = " && ".join(shlex.join(["mmpretrain", *words]) for words in (job.fit(), job.evaluate()))
+        commands[f"{job.name} alone"] = f"MMPRETRAIN_RUN_DIR={shlex.quote(str(job.folder))} {words}"
+    files = {
+        "comparison.md": comparison.markdown(made, [*notes, *(f"each its own way: {one}" for one in own)]),
+        "comparison.json": json.dumps(comparison.plain(made, command=command, notes=list(notes), own=list(own)), indent=2) + "\n",
+        "comparison.svg": comparison_plot.drawing(made),
+        "comparison.html": comparison_page.render(made, notes, own, commands, history(read)),
+    }
+    console = Console()
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    console.print(table(made))
+    for name in files:
+        console.print(str(out / name), soft_wrap=True, highlight=False, markup=False)
+    return made
+
+
+def table(made: Comparison) -> Table:
+    """The headline measurements and the facts."""
+    from rich.table import Table
+
+    title = f"Comparison, seeds {', '.join(map(str, made.seeds))}"
+    shown = Table("measurement", "chance", *made.systems, title=title, title_justify="left")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for line in made.lines:
+        if line.headline:
+            best = comparison.leader(line)
+            cells = [comparison.shown(line.systems.get(system), line.share) for system in made.systems]
+            cells = [f"[bold]{cell}[/bold]" if system == best else cell for system, cell in zip(made.systems, cells, strict=True)]
+            chance = "" if line.chance is None else comparison.number(line.chance, line.share)
+            shown.add_row(f"{line.name}{' ≠' if line.unlike else ''}", chance, *cells)
+    shown.add_section()
+    for fact, found in made.facts.items():
+        shown.add_row(fact, "", *[comparison.shown(found.get(system), False) for system in made.systems])
+    return shown
