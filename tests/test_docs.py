@@ -84,10 +84,11 @@ def run(folder: Path, command: str, **environment: str) -> subprocess.CompletedP
     import os
 
     words = shlex.split(command.replace("scenes:val", str(folder / "few" / "val" / "plain")))
-    if words[1] == "fit":
+    if words[1] in ("fit", "compare"):
         recipe = words[words.index("--config") + 1] if "--config" in words else "vilt.yaml"
         words += [*scene_regions.sources(recipe, folder / "few" / "train", folder / "few" / "val"), *SMALL]
         words += [word for option, value in UNLESS_GIVEN.items() if option not in words for word in (option, value)]
+        words += ["--steps", "1", "--limit", "4"] if words[1] == "compare" else []
     environment = {**os.environ, "MMPRETRAIN_CACHE": str(folder / "cache"), "WANDB_MODE": "offline", **environment}
     program = [sys.executable, "-m", "mmpretrain_cli_entry", *words[1:]]
     return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
