@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.objectives.base import Objective
+from mmpretrain.objectives.mlm import MaskedTokens
 from mmpretrain.objectives.precision import full_precision, scalar, wide
 from mmpretrain.objectives.swaps import Swap, Swaps, beside, collated, swapped
 from mmpretrain.types import Batch, Collate, Draw, Example, Score, Spec, Tokens, Visual, Vocabulary
@@ -209,6 +210,8 @@ class ITM(Objective):
         swaps = batch.targets.get(self.name)
         if not isinstance(swaps, Swaps):
             raise ValueError(f"{self.name}: the batch has no negatives; its preparer must run in the loader under the name {self.name!r}")
+        if any(isinstance(target, MaskedTokens) for target in batch.targets.values()):
+            raise ValueError(f"{self.name}: the text is masked already; name it before the objectives of its view that mask text")
         if self.both:
             batch, swaps = beside(batch, swaps)
             batch = batch._replace(targets={**batch.targets, self.name: swaps})

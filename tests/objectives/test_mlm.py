@@ -134,6 +134,8 @@ def test_the_masks_of_a_view_with_itm_do_not_tell_which_pairs_are_true():
     for false in (0, 1):
         assert within_four_sigma(int(masked_B[false::2].sum()), n // 2 * 20, 0.15 * 0.8)
     assert (out.targets["mlm"].rows_R // 22 % 2 == 1).all() and within_four_sigma(int(mlm.count(out)), n // 2 * 20, 0.15)
+    with pytest.raises(ValueError, match="itm: the text is masked already; name it before"):
+        itm.corrupt(mlm.corrupt(batch, {})._replace(targets={"itm": swaps, **mlm.corrupt(batch, {}).targets}), {})
 
 
 def test_loss_against_numpy():
