@@ -137,7 +137,11 @@ def _compare(options: argparse.Namespace, typed: Mapping[str, Any]) -> int:
         job.config.parent.mkdir(parents=True, exist_ok=True)
         text = f"# {job.recipe.label}, as mmpretrain compare trains it\n{yaml.safe_dump(job.recipe.config, sort_keys=False)}"
         job.config.write_text(text, encoding="utf-8")
-    failed = compare_run.run_all(jobs)
+    try:
+        failed = compare_run.run_all(jobs)
+    except KeyboardInterrupt:
+        print("mmpretrain: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     notes += [f"{name} failed: {why}" for name, why in failed.items()]
     done = [job for job in jobs if job.name not in failed]
     command = shlex.join(["mmpretrain", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "mmpretrain compare"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,10 +68,14 @@ def run_all(jobs: Sequence[Job]) -> dict[str, str]:
 
     Returns:
         what failed: the name of a run and the last line that it said. The others go on.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM; the run that was under way has saved by then.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, failed = Console(stderr=True), {}
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("runs"))
     clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[doing]}", style="cyan"))
@@ -88,6 +93,7 @@ def run_all(jobs: Sequence[Job]) -> dict[str, str]:
                 failed[job.name] = why
             progress.advance(task)
             console.print(f"run {number} of {len(jobs)}: {job.name}, {what}", highlight=False, soft_wrap=True, markup=False)
+    signal.signal(signal.SIGTERM, before)
     return failed
 
 
@@ -126,7 +132,10 @@ def _command(words: Sequence[str], folder: Path, look: Callable[[], None]) -> st
     environment = {**os.environ, VARIABLE: str(folder)}
     with (folder / LOG).open("ab") as log:
         program = [sys.executable, "-m", "mmpretrain_cli_entry", *words]
-        process = subprocess.Popen(program, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            program, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+            start_new_session=True,  # the terminal's SIGINT is for this process, which then tells the run once
+        )  # fmt: skip
         try:
             while process.poll() is None:
                 look()

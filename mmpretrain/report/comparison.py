@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mmpretrain.report.markup import number
 
-HEADLINE = re.compile(r"retrieval/[^/]+/\w+_R@(1|10)|matching/[^/]+/[^/]+/accuracy|mlm/[^/]+/accuracy|zeroshot/[^/]+/(top1|\w+@1)")
+HEADLINE = re.compile(r"retrieval/[^/]+/\w+_R@(1|10)|matching/[^/]+/[^/]+/(accuracy|preferred)|mlm/[^/]+/accuracy|zeroshot/[^/]+/(top1|\w+@1)")
 SPREAD = "standard deviation over seeds"
 BOLD = "Bold: ahead of the second by more than twice the standard error of the difference (of seeds, and of a test set of that size)."
 
@@ -47,7 +47,7 @@ class Line(NamedTuple):
     chance: float | None
     systems: Mapping[str, Values]  # those that have it
     protocols: Mapping[str, str]  # how it was measured, by system
-    count: int  # samples, pairs or tokens behind the number, of the system that has the fewest
+    counted: int  # samples, pairs or tokens behind the number, of the system that has the fewest
     unlike: str | None  # why the numbers are not comparable; None: they are
 
     @property
@@ -134,7 +134,7 @@ def _variance(values: Values, line: Line) -> float | None:
     """Of a mean; None where one seed leaves it open."""
     if values.spread is None:
         return None
-    sampled = values.mean * (1 - values.mean) / line.count if line.share and line.count else 0.0
+    sampled = values.mean * (1 - values.mean) / line.counted if line.share and line.counted else 0.0
     return values.spread**2 / len(values.by_seed) + sampled
 
 
