@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from mmpretrain.report.markup import number
 
-HEADLINE = re.compile(r"retrieval/[^/]+/\w+_R@(1|10)|matching/[^/]+/[^/]+/(accuracy|preferred)|mlm/[^/]+/accuracy|zeroshot/[^/]+/(top1|\w+@1)")
+HEADLINE = re.compile(
+    r"retrieval/[^/]+/\w+_R@(1|10)|matching/[^/]+/[^/]+/(accuracy|preferred)|mlm/[^/]+/accuracy|zeroshot/[^/]+/(top1|\w+@1)"
+)
 SPREAD = "standard deviation over seeds"
 BOLD = "Bold: ahead of the second by more than twice the standard error of the difference (of seeds, and of a test set of that size)."
 

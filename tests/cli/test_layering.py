@@ -35,7 +35,8 @@ def test_objectives_are_replaced_whole():
 
 
 def test_a_size_replaces_the_system_whole_and_options_reach_into_it():
-    tiny = {"model": {"system": {"class_path": "A", "init_args": {"text": {"class_path": "T", "init_args": {"width": 96, "init": "torch"}}}}}}
+    text = {"class_path": "T", "init_args": {"width": 96, "init": "torch"}}
+    tiny = {"model": {"system": {"class_path": "A", "init_args": {"text": text}}}}
     base = {"model": {"system": {"class_path": "A", "init_args": {"text": {"class_path": "T", "init_args": {"width": 768}}}}}}
     assert layering.merge(tiny, base) == base
     within = {"model": {"system": {"init_args": {"text": {"init_args": {"width": 64}}, "dropout": 0.1}}}}
