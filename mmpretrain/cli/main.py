@@ -25,7 +25,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command("mmpretrain.cli.compare", "run", "train several recipes alike and compare them: compare vilt.yaml clip.yaml"),
     "evaluate": Command("mmpretrain.cli.commands", "evaluate", "retrieval, zero-shot, ITM and MLM accuracy of a checkpoint"),
     "embed": Command("mmpretrain.cli.commands", "embed", "write embeddings of a set of shards to a file"),
-    "export": Command("mmpretrain.cli.commands", "export", "write a folder for transformers, open_clip, timm or mmpretrain.load, proved equal"),
+    "export": Command("mmpretrain.cli.commands", "export", "write a folder for transformers, open_clip, timm or ourselves, proved equal"),
     "report": Command("mmpretrain.cli.commands", "report", "write the HTML page of a run"),
     "data": Command("mmpretrain.cli.data", "run", "make, check and change shards: mmpretrain data --help"),
 }
