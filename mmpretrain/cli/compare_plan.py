@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from mmpretrain.cli.errors import UserError
 from mmpretrain.cli.layering import find, layer, leaves, names, parsed
 
-# what a comparison is of, and what no run is measured by; how a system is shown a sample; what trains it. Section, then key
-SYSTEM = {"model.system", "model.objectives", "model.method", "final.", "panels."}
+# Section, then key: how a system is shown a sample, and what trains it. All else below ``model`` is the system, but for the conditions
 SHOWN = {"data.image", "data.show", "data.regions", "data.tags", "data.answers", "data.text", "data.max_tokens"}
-TRAINING = {"model.optimizer", "model.schedule"}
+TRAINING = {"model.optimizer", "model.schedule", "model.ema_decay"}
+CONDITIONS = {"model.seed", "model.transforms"}  # weights to start from are a transform
+UNMEASURED = ("final", "panels")  # sections that change no run
 ABSENT = "(not set)"
 
 
@@ -110,13 +111,19 @@ def _arguments(config: dict[str, Any], key: str) -> dict[str, Any]:
 def _place(key: str) -> str:
     """The section and the key below it of a dotted key: what the sets above name."""
     section, _, rest = key.partition(".")
-    return f"{section}." if section in ("final", "panels") else f"{section}.{rest.partition('.')[0]}"
+    return f"{section}.{rest.partition('.')[0]}"
+
+
+def _is_system(key: str) -> bool:
+    """Whether a key is what the comparison is of, or changes no run."""
+    place, section = _place(key), key.partition(".")[0]
+    return section in UNMEASURED or (section == "model" and place not in TRAINING | CONDITIONS)
 
 
 def differences(recipes: Sequence[Recipe]) -> list[Difference]:
     """Keys outside of the system whose values are not the same in all recipes, in the order of the first one."""
     tables = {one.label: dict(leaves(one.config)) for one in recipes}
-    keys = dict.fromkeys(key for table in tables.values() for key in table if _place(key) not in SYSTEM)
+    keys = dict.fromkeys(key for table in tables.values() for key in table if not _is_system(key))
     found = [Difference(key, {label: table.get(key, ABSENT) for label, table in tables.items()}) for key in keys]
     return [one for one in found if any(value != next(iter(one.values.values())) for value in one.values.values())]
 
@@ -127,7 +134,8 @@ def alike(recipes: Sequence[Recipe], training: bool) -> list[Recipe]:
     Args:
         training: optimiser and schedule too.
     """
-    own = SYSTEM | SHOWN | (set() if training else TRAINING)
+    kept_by_each = SHOWN | (set() if training else TRAINING)
+    own = lambda key: _is_system(key) or _place(key) in kept_by_each
     first, made = recipes[0].config, [recipes[0]]
     for one in recipes[1:]:
         config: dict[str, Any] = {}
@@ -137,7 +145,7 @@ def alike(recipes: Sequence[Recipe], training: bool) -> list[Recipe]:
                     if not mine:
                         config[section] = value
                     continue
-                kept = {key: inner for key, inner in value.items() if (_place(f"{section}.{key}") in own) is mine}
+                kept = {key: inner for key, inner in value.items() if own(f"{section}.{key}") is mine}
                 if kept:
                     config.setdefault(section, {}).update(copy.deepcopy(kept))
         made.append(one._replace(config=config))
