@@ -59,6 +59,7 @@ class Sample(NamedTuple):
     statements: tuple[Statement, ...] = ()
     meta: Mapping[str, Any] = {}  # the rest of KEY.json: objects, triples, questions, edits, ... (JSON types only)
     regions: bytes | None = None  # KEY.regions.npz; ``data.regions.decode_regions`` reads it
+    codes: bytes | None = None  # KEY.codes.npy: the picture as tokens of a discrete autoencoder
 
 
 class Tokens(NamedTuple):
@@ -78,6 +79,7 @@ class Visual(NamedTuple):
     image: Tensor | None = None  # uint8, (3, H, W)
     regions: Regions | None = None
     tags: str | None = None  # names of its objects, where texts are told with them (data.tags)
+    codes: Tensor | None = None  # int64 (h, w): tokens of a discrete autoencoder
 
 
 class Example(NamedTuple):
@@ -92,10 +94,11 @@ class Example(NamedTuple):
     meta: Mapping[str, Any] = {}
     targets: Mapping[str, Any] = {}  # written by the preparers of objectives, one entry each
     regions: Regions | None = None
+    codes: Tensor | None = None  # int64 (h, w)
 
     @property
     def visual(self) -> Visual:
-        return Visual(self.image, self.regions)
+        return Visual(self.image, self.regions, codes=self.codes)
 
 
 class Vocabulary(NamedTuple):
@@ -109,6 +112,7 @@ class Vocabulary(NamedTuple):
     special: tuple[int, ...]  # ids that are never masked and never drawn as random replacements
     function: tuple[int, ...] = ()  # ids of function words and punctuation: what a picture says little about
     answers: tuple[str, ...] = ()  # what questions are answered with (data.answers), by number
+    codes: int = 0  # image codes that the data may hold; 0: the data hold none
 
 
 class Text(NamedTuple):
@@ -160,6 +164,19 @@ class RegionBatch(NamedTuple):
     delta_NF: Tensor | None = None  # added to the features after masking, before the model projects them (VILLA)
 
 
+class CodeBatch(NamedTuple):
+    """Pictures as tokens of a discrete autoencoder, packed: the grid of the first sample in raster order, then that of the second, ..."""
+
+    ids_N: Tensor  # int64
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of each sample
+
+    def dense(self) -> Tensor:
+        """(B, rows, columns). Raises ValueError where the grids differ."""
+        if len(set(self.grids)) != 1:
+            raise ValueError(f"pictures of a batch have grids of codes {sorted(set(self.grids))}; this model needs one size")
+        return self.ids_N.view(len(self.grids), *self.grids[0])
+
+
 class Replaced(NamedTuple):
     """A sample that could not be read or decoded, in whose place the batch has another."""
 
@@ -181,6 +198,7 @@ class Batch(NamedTuple):
     source: str = ""  # the one source of a mixture that all samples come from; "" where there is none or it has no name
     replaced: tuple[Replaced, ...] = ()
     regions: RegionBatch | None = None
+    codes: CodeBatch | None = None
 
     @property
     def size(self) -> int:
@@ -204,6 +222,8 @@ class Spec(NamedTuple):
     feature_projection: torch.nn.Linear | None = None  # F -> width, to which UNITER ties the head of feature regression
     std: float = 0.02  # of the normal initialisation of heads
     alone: bool = True  # whether forward takes text without an image and an image without text, too
+    codes: int = 0  # image codes that the model knows (a discrete autoencoder, a transformer over its codes)
+    code_grid: tuple[int, int] | None = None  # rows and columns of them
 
 
 class Score(NamedTuple):
@@ -249,6 +269,8 @@ class Collate(Protocol):
     def pixels(self, images: Sequence[Tensor]) -> Pixels: ...
 
     def regions(self, regions: Sequence[Regions]) -> RegionBatch: ...
+
+    def codes(self, codes: Sequence[Tensor]) -> CodeBatch: ...
 
 
 class Preparer(Protocol):

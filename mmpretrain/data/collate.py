@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.image import Triple
-from mmpretrain.types import Batch, Example, Pixels, Preparer, RegionBatch, Regions, Text, Tokens
+from mmpretrain.types import Batch, CodeBatch, Example, Pixels, Preparer, RegionBatch, Regions, Text, Tokens
 
 _REMEDY = "make the regions of all shards by one call of mmpretrain data regions"
 # optional array -> its name in a RegionBatch, and its type there
@@ -92,11 +92,16 @@ class Collator:
         sizes = tuple((int(height), int(width)) for height, width in (one.image_size for one in regions))
         return RegionBatch(*required, lengths, sizes, **optional)
 
+    def codes(self, codes: Sequence[Tensor]) -> CodeBatch:
+        """Codes of pictures, int64 (h, w) each, one after another."""
+        return CodeBatch(torch.cat([one.reshape(-1) for one in codes]), tuple((one.shape[0], one.shape[1]) for one in codes))
+
     def batch(self, examples: Sequence[Example], preparers: Mapping[str, Preparer]) -> Batch:
         """The micro-batch of examples; what preparers wrote is collated by themselves."""
         texts = [example.text for example in examples]
         images = [example.image for example in examples]
         regions = [example.regions for example in examples]
+        codes = [example.codes for example in examples]
         return Batch(
             keys=tuple(example.key for example in examples),
             draw_keys_B=torch.tensor([example.draw_key for example in examples], dtype=torch.int64),
@@ -105,4 +110,5 @@ class Collator:
             matched_B=torch.tensor([example.matched for example in examples], dtype=torch.bool),
             targets={name: one.collate([example.targets[name] for example in examples], self) for name, one in preparers.items()},
             regions=self.regions(regions) if all(one is not None for one in regions) else None,
+            codes=self.codes(codes) if all(one is not None for one in codes) else None,
         )

@@ -28,3 +28,21 @@ class Paired(NamedTuple):
     logit_scale: Tensor  # (1,), natural logarithm of the factor
     logit_bias: Tensor | None = None  # (1,)
     aux: Mapping[str, Tensor] = {}
+
+
+class Coded(NamedTuple):
+    """Pictures through a discrete autoencoder (dVAE). h, w: the grid of codes; K: codes."""
+
+    logits_BKhw: Tensor  # of the encoder
+    code_BKhw: Tensor | None  # what the decoder read: a relaxed or one-hot sample; None where it was not run
+    output_BCHW: Tensor | None  # what the decoder gives
+    pixels_BCHW: Tensor  # the picture that was read, in 0 to 1
+    aux: Mapping[str, Tensor] = {}
+
+
+class Causal(NamedTuple):
+    """States of a left-to-right model over [text; image codes], each the one that predicts the token of its place."""
+
+    text: Ragged | None  # for each text position, the state that predicts the token there
+    image: Ragged | None  # for each code in raster order, the state that predicts it
+    aux: Mapping[str, Tensor] = {}
