@@ -133,6 +133,7 @@ class Pixels(NamedTuple):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     delta_ND: Tensor | None = None  # added to the projected patches of each picture, packed in raster order, before anything else is
+    masked_N: Tensor | None = None  # bool, packed likewise, written by a masker: patches that the model sees as its mask embedding
 
     def floats(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normalised pixels (B, 3, H, W); padding has undefined values, masks say what is real."""
@@ -224,6 +225,7 @@ class Spec(NamedTuple):
     alone: bool = True  # whether forward takes text without an image and an image without text, too
     codes: int = 0  # image codes that the model knows (a discrete autoencoder, a transformer over its codes)
     code_grid: tuple[int, int] | None = None  # rows and columns of them
+    masks_patches: bool = False  # whether the model has a mask embedding, which stands for the patches in ``Pixels.masked_N``
 
 
 class Score(NamedTuple):

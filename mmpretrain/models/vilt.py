@@ -43,7 +43,8 @@ class ViLT(nn.Module):
     @property
     def spec(self) -> Spec:
         words = self.text.words
-        return Spec(self.text.width, KINDS, words.num_embeddings, token_table=words, patch_size=self.image.patch_size)
+        image, masks = self.image, self.image.mask_token is not None
+        return Spec(self.text.width, KINDS, words.num_embeddings, token_table=words, patch_size=image.patch_size, masks_patches=masks)
 
     def blocks(self) -> list[nn.Module]:
         """The units of sharding, activation checkpointing and compilation."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpretrain import random
+from mmpretrain.nn.grids import bilinear, cells, sincos, with_prefix
 from mmpretrain.nn.layers import Conv2d, Embedding, Init, LayerNorm, fill
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.types import Pixels, Text
@@ -91,41 +89,6 @@ class TextEmbedder(nn.Module):
         return Ragged(self.dropout(self.norm(x_ND)), layout)
 
 
-@functools.lru_cache(maxsize=4096)
-def bilinear(height: int, width: int, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the cells of a (height, width) grid lie in a (grid, grid) table: bilinear, align_corners=True.
-
-    Returns:
-        rows int64 (height * width, 4) and weights float32 (height * width, 4), raster order; the weights of a cell sum to 1.
-    """
-
-    def axis(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        step = np.float32(grid - 1) / np.float32(n - 1) if n > 1 else np.float32(0)
-        at = np.arange(n, dtype=np.float32) * step
-        low = np.minimum(at.astype(np.int64), grid - 1)
-        return low, np.minimum(low + 1, grid - 1), (at - low.astype(np.float32)).astype(np.float32)
-
-    y0, y1, fy = axis(height)
-    x0, x1, fx = axis(width)
-    one = np.float32(1)
-    rows = [y[:, None] * grid + x[None, :] for y in (y0, y1) for x in (x0, x1)]
-    weights = [wy[:, None] * wx[None, :] for wy in (one - fy, fy) for wx in (one - fx, fx)]
-    return np.stack(rows, -1).reshape(-1, 4), np.stack(weights, -1).reshape(-1, 4)
-
-
-def sincos(grid: int, width: int) -> Tensor:
-    """Sines and cosines of the row and of the column of each cell of a (grid, grid) table, float32 (grid * grid, width).
-
-    Wave lengths run from 4 cells to 4 grids, so that neighbours are alike and opposite ends are not.
-    """
-    waves = torch.logspace(0, 1, width // 4, base=float(grid)) * 4
-    angles_GF = torch.arange(grid, dtype=torch.float32)[:, None] * (2 * math.pi / waves)
-    axis_GF = torch.cat([angles_GF.sin(), angles_GF.cos()], dim=1)
-    rows = axis_GF[:, None].expand(-1, grid, -1)
-    columns = axis_GF[None, :].expand(grid, -1, -1)
-    return torch.cat([rows, columns], dim=2).flatten(0, 1)
-
-
 def sampled(layout: Layout, limit: int, draw_keys_B: Tensor | None, stream: int) -> Tensor:
     """Packed rows that a random choice of at most ``limit`` tokens of each sample keeps, without replacement, in their order: int64 (N',).
 
@@ -168,6 +131,9 @@ class PatchEmbedder(nn.Module):
         std: of the class token and the positions.
         position_init: ``trunc_normal``, or ``sincos``: the learned table starts as sines and cosines of row and column with this ``std``,
             so that neighbouring patches are alike from the first step on.
+        positions: false for no position table (BEiT, whose attention knows where patches are); ``grid`` is not read then.
+        mask_token: a learned embedding stands for the patches in ``Pixels.masked_N``, before the position is added (BEiT, arXiv 2106.08254
+            section 2.3).
 
     Raises:
         ValueError: an unknown ``position_init``, or a width that sines and cosines of two axes do not divide by 4.
@@ -184,6 +150,8 @@ class PatchEmbedder(nn.Module):
         init: str = "trunc_normal",
         std: float = 0.02,
         position_init: str = "trunc_normal",
+        positions: bool = True,
+        mask_token: bool = False,
     ) -> None:
         super().__init__()
         if position_init not in ("trunc_normal", "sincos"):
@@ -191,19 +159,23 @@ class PatchEmbedder(nn.Module):
         if position_init == "sincos" and width % 4:
             raise ValueError(f"position_init=sincos needs a width that is a multiple of 4, got {width}")
         self.width, self.patch_size, self.grid, self.patch_limit, self.std = width, patch_size, grid, patch_limit, std
-        self.position_init = position_init
+        self.position_init, self.init = position_init, init
         self.projection = Conv2d(3, width, patch_size, stride=patch_size, bias=bias, init=Init(init))
         self.class_token = nn.Parameter(torch.empty(1, width))
-        self.class_position = nn.Parameter(torch.empty(1, width))
-        self.positions = nn.Parameter(torch.empty(grid * grid, width))
+        self.class_position = nn.Parameter(torch.empty(1, width)) if positions else None
+        self.positions = nn.Parameter(torch.empty(grid * grid, width)) if positions else None
+        self.mask_token = nn.Parameter(torch.empty(1, width)) if mask_token else None
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Class token, its position and the position grid: N(0, std), cut at 2; or the grid as ``position_init`` says."""
-        for parameter in (self.class_token, self.class_position, self.positions):
-            fill(parameter, Init("trunc_normal", self.std))
-        if self.position_init == "sincos":
+        """Class token, its position, the position grid and the mask token: N(0, std), cut at 2, or at ``std`` where the projection is; or
+        the grid as ``position_init`` says."""
+        kind = self.init if self.init == "trunc_normal_std" else "trunc_normal"
+        for parameter in (self.class_token, self.class_position, self.positions, self.mask_token):
+            if parameter is not None:
+                fill(parameter, Init(kind, self.std))
+        if self.position_init == "sincos" and self.positions is not None:
             with torch.no_grad():
                 self.positions.copy_(sincos(self.grid, self.width) * (self.std * 2**0.5))
 
@@ -225,6 +197,9 @@ class PatchEmbedder(nn.Module):
         Args:
             image: pixels with their sizes.
             draw_keys_B: keys of the patch sampling; read only while training with a limit that some image exceeds.
+
+        Raises:
+            ValueError: patches are masked, and there is no mask token, or sampling might drop them; or not one flag per patch.
         """
         grids = self.grids(image)
         device = self.projection.weight.device
@@ -235,20 +210,23 @@ class PatchEmbedder(nn.Module):
         if keep_N is not None:
             patches = Layout(tuple(min(n, self.patch_limit) for n in counts))
         x_ND = self._project(image, grids, keep_N)
+        if image.masked_N is not None:
+            x_ND = self._masked(x_ND, image.masked_N)
         if image.delta_ND is not None:
             delta_ND = image.delta_ND if keep_N is None else image.delta_ND.index_select(0, keep_N)
             x_ND = x_ND + delta_ND.to(x_ND.dtype)
-        if keep_N is None and all(g == (self.grid, self.grid) for g in grids):
-            x_ND = (x_ND.view(len(grids), -1, self.width) + self.positions).flatten(0, 1)
-        else:
-            x_ND = x_ND + self._positions(grids, keep_N, device)
-        prefix_1D = self.class_token + self.class_position
+        if self.positions is not None:
+            if keep_N is None and all(g == (self.grid, self.grid) for g in grids):
+                x_ND = (x_ND.view(len(grids), -1, self.width) + self.positions).flatten(0, 1)
+            else:
+                x_ND = x_ND + self._positions(self.positions, grids, keep_N, device)
+        prefix_1D = self.class_token if self.class_position is None else self.class_token + self.class_position
         layout = Layout(tuple(n + 1 for n in patches.lengths))
         if layout.uniform:
             x_BVD = x_ND.view(layout.size, -1, self.width)
             x_ND = torch.cat([prefix_1D.to(x_ND.dtype).expand(layout.size, 1, -1), x_BVD], dim=1).flatten(0, 1)
         else:
-            x_ND = torch.cat([prefix_1D.to(x_ND.dtype), x_ND]).index_select(0, _with_prefix(layout).to(device))
+            x_ND = torch.cat([prefix_1D.to(x_ND.dtype), x_ND]).index_select(0, with_prefix(layout).to(device))
         return Ragged(self.dropout(x_ND), layout)
 
     def _project(self, image: Pixels, grids: tuple[tuple[int, int], ...], keep_N: Tensor | None) -> Tensor:
@@ -260,7 +238,7 @@ class PatchEmbedder(nn.Module):
         if keep_N is None and all(g == (rows, columns) for g in grids):
             x_NP = cut.reshape(-1, c * p * p)
         else:
-            sample, row, column = (torch.from_numpy(t).to(pixels.device) for t in _cells(grids))
+            sample, row, column = (torch.from_numpy(t).to(pixels.device) for t in cells(grids))
             if keep_N is not None:
                 sample, row, column = (t.index_select(0, keep_N) for t in (sample, row, column))
             x_NP = cut[sample, row, column].view(-1, c * p * p)
@@ -268,27 +246,22 @@ class PatchEmbedder(nn.Module):
         x_NP = Pixels(x_NP.view(-1, 3, p, p), (), image.mean, image.std).floats(weight.dtype).view(-1, c * p * p)
         return F.linear(x_NP, weight.flatten(1), self.projection.bias)
 
-    def _positions(self, grids: tuple[tuple[int, int], ...], keep_N: Tensor | None, device: torch.device) -> Tensor:
+    def _masked(self, x_ND: Tensor, masked_N: Tensor) -> Tensor:
+        """The projected patches with the mask token in the place of the masked ones."""
+        if self.mask_token is None:
+            raise ValueError("patches are masked, and the model has no embedding for them: set mask_token: true of its PatchEmbedder")
+        if self.training and self.patch_limit > 0:
+            limit = f"patch_limit={self.patch_limit} drops patches at random"
+            raise ValueError(f"{limit}, masked ones too, which are to be predicted: set patch_limit: -1 of the PatchEmbedder")
+        if masked_N.shape != x_ND.shape[:1]:
+            raise ValueError(f"image.masked_N must have one flag for each of {x_ND.shape[0]} patches, got {tuple(masked_N.shape)}")
+        return torch.where(masked_N[:, None], self.mask_token.to(x_ND.dtype), x_ND)
+
+    def _positions(self, table_GD: Tensor, grids: tuple[tuple[int, int], ...], keep_N: Tensor | None, device: torch.device) -> Tensor:
         """Positions of the kept patches (N, D), interpolated to the grid of each image."""
         tables = [bilinear(h, w, self.grid) for h, w in grids]
         rows_N4 = torch.from_numpy(np.concatenate([t[0] for t in tables])).to(device)
         weights_N4 = torch.from_numpy(np.concatenate([t[1] for t in tables])).to(device)
         if keep_N is not None:
             rows_N4, weights_N4 = rows_N4.index_select(0, keep_N), weights_N4.index_select(0, keep_N)
-        return F.embedding_bag(rows_N4, self.positions, mode="sum", per_sample_weights=weights_N4.to(self.positions.dtype))
-
-
-@functools.lru_cache(maxsize=64)
-def _cells(grids: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sample, row and column of every real patch of a batch, raster order: three int64 (N,)."""
-    sample = np.repeat(np.arange(len(grids), dtype=np.int64), [h * w for h, w in grids])
-    row = np.concatenate([np.repeat(np.arange(h, dtype=np.int64), w) for h, w in grids])
-    column = np.concatenate([np.tile(np.arange(w, dtype=np.int64), h) for h, w in grids])
-    return sample, row, column
-
-
-def _with_prefix(layout: Layout) -> Tensor:
-    """For each row of ``layout`` (one prefix token, then patches): 0 for the prefix, 1 + packed patch otherwise."""
-    index = np.arange(layout.total, dtype=np.int64) - np.repeat(np.arange(layout.size, dtype=np.int64), layout.lengths)
-    index[layout.starts[:-1]] = 0
-    return torch.from_numpy(index)
+        return F.embedding_bag(rows_N4, table_GD, mode="sum", per_sample_weights=weights_N4.to(table_GD.dtype))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 class Init(NamedTuple):
     """How a weight is drawn.
 
-    ``normal``: N(0, std). ``trunc_normal``: the same, cut at +-2 (timm's default). ``xavier``: uniform, as in ``nn.MultiheadAttention``.
+    ``normal``: N(0, std). ``trunc_normal``: the same, cut at +-2 (timm's default). ``trunc_normal_std``: cut at +-std (BEiT's pre-training
+    code). ``xavier``: uniform, as in ``nn.MultiheadAttention``.
     ``torch``: what ``nn.Linear`` and ``nn.Conv2d`` do, weight and bias; ``torch_zero_bias``: the same weight. Other kinds have zero biases.
     """
 
@@ -25,7 +26,7 @@ class Init(NamedTuple):
     std: float = 0.02
 
 
-KINDS = ("normal", "trunc_normal", "xavier", "torch", "torch_zero_bias", "zeros")
+KINDS = ("normal", "trunc_normal", "trunc_normal_std", "xavier", "torch", "torch_zero_bias", "zeros")
 
 
 def fill(weight: Tensor, init: Init) -> None:
@@ -38,6 +39,8 @@ def fill(weight: Tensor, init: Init) -> None:
         nn.init.normal_(weight, std=init.std)
     elif init.kind == "trunc_normal":
         nn.init.trunc_normal_(weight, std=init.std, a=-2.0, b=2.0)
+    elif init.kind == "trunc_normal_std":
+        nn.init.trunc_normal_(weight, std=init.std, a=-init.std, b=init.std)
     elif init.kind == "xavier":
         nn.init.xavier_uniform_(weight)
     elif init.kind in ("torch", "torch_zero_bias"):
