@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     groups: tuple[Plan, ...] = ()  # of some samples each, with grids of their own, one after another; empty: all samples in one grid
     order_B: Tensor | None = None  # samples in the order of the groups
     place_B: Tensor | None = None  # and where each one is in that order
+    bias_BHLL: Tensor | None = None  # added to the scores of each head, before padding is taken out; B may be 1: the same for all samples
 
     @property
     def rows(self) -> int:
@@ -60,6 +61,7 @@ def plan(
     mask: Tensor | None = None,
     dropping: bool = False,
     width: int = 0,
+    biased: bool = False,
 ) -> Plan:
     """Tables of one forward.
 
@@ -69,17 +71,21 @@ def plan(
             every token must be left at least one key.
         dropping: attention probabilities are dropped in this forward.
         width: of queries and keys, all heads together, by which groups are worth their calls; 0: never make groups.
+        biased: ``bias_BHLL`` will be put into it.
 
     Raises:
-        ValueError: varlen was asked for where it cannot run, or the mask has another shape or type.
+        ValueError: varlen was asked for where it cannot run, or the mask has another shape or type, or a causal plan is biased.
     """
     can = _HAS_VARLEN and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    if backend == "varlen" and (mask is not None or dropping):
-        what = "a mask of query and key pairs" if mask is not None else "attention_dropout in training"
+    if biased and causal:
+        raise ValueError("attention with a bias of its scores cannot be causal")
+    if backend == "varlen" and (mask is not None or dropping or biased):
+        whats = {"a mask of query and key pairs": mask is not None, "attention_dropout in training": dropping, "a bias of scores": biased}
+        what = next(name for name, there in whats.items() if there)
         raise ValueError(f"attention=varlen cannot do {what}: use auto, which takes sdpa for it")
     if backend == "varlen" and not can:
         raise ValueError(f"attention=varlen needs CUDA, fp16 or bf16 and torch.nn.attention.varlen; got {device}, {dtype}: use auto")
-    chosen = ("varlen" if can and mask is None and not dropping else "sdpa") if backend == "auto" else backend
+    chosen = ("varlen" if can and mask is None and not dropping and not biased else "sdpa") if backend == "auto" else backend
     if chosen == "varlen":
         one_B1 = torch.arange(layout.size + 1, dtype=torch.int32, device=device)
         return Plan(chosen, causal, layout.size, layout.max_len, None, None, layout.cumulative_B1(device), one_B1)
@@ -87,7 +93,8 @@ def plan(
     if layout.uniform:
         return Plan(chosen, causal, layout.size, layout.max_len, None, None, None, None, pairs_BLL)
     table = Plan(chosen, causal, layout.size, layout.max_len, layout.flat_N(device), layout.mask_BL(device), None, None, pairs_BLL)
-    return _grouped(table, layout, width, device) if chosen == "sdpa" and device.type == "cpu" and mask is None else table
+    groups = chosen == "sdpa" and device.type == "cpu" and mask is None and not biased
+    return _grouped(table, layout, width, device) if groups else table
 
 
 def _grouped(table: Plan, layout: Layout, width: int, device: torch.device) -> Plan:
@@ -140,13 +147,18 @@ def dense(q_BHQK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, plan: Plan, causal: bo
     mask = None if plan.mask_BL is None else plan.mask_BL[:, None, None, :]
     if pairs_BQL is not None:
         mask, causal = pairs_BQL[:, None], False
+    if plan.bias_BHLL is not None:
+        if plan.bias_BHLL.shape[-2] != q_BHQK.shape[-2]:
+            raise ValueError("attention with a bias of its scores is computed for all tokens")
+        bias_BHLL = plan.bias_BHLL.to(q_BHQK.dtype)
+        mask = bias_BHLL if mask is None else bias_BHLL.masked_fill(~mask, -torch.inf)
     if plan.backend != "eager":
         # right-padded and causal: a valid query sees valid keys only, and padded queries are dropped
         mask = None if causal else mask
         return F.scaled_dot_product_attention(q_BHQK, k_BHLK, v_BHLK, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     scores = (q_BHQK @ k_BHLK.transpose(-1, -2)) / math.sqrt(q_BHQK.shape[-1])
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
