@@ -1,12 +1,13 @@
 """Image-text matching: does this text belong to this image? (UNITER, arXiv 1909.11740; ViLT, arXiv 2102.03334 section 3.2.)
 
-Exactly half of the samples keep their pair; for the others the worker draws another image, another text or a minimal edit.
+Exactly half of the samples keep their pair; for the others the worker draws another image, another text or a minimal edit, or the device
+one that is similar (``objectives/similar.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.objectives import similar
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.mlm import MaskedTokens
 from mmpretrain.objectives.precision import full_precision, scalar, wide
-from mmpretrain.objectives.swaps import Swap, Swaps, beside, collated, swapped
+from mmpretrain.objectives.swaps import Swap, Swaps, collated, collated_beside, repeated, swapped
 from mmpretrain.types import Batch, Collate, Draw, Example, Score, Spec, Tokens, Visual, Vocabulary
 
-KINDS = ("matched", "label", "image", "text", "edit", "hard")  # codes of Swaps.kinds_B; the first is the only positive
+# codes of Swaps.kinds_B; the first is the only positive
+KINDS = ("matched", "label", "image", "text", "edit", "hard", "similar_image", "similar_text")
+SIMILAR: dict[str, Literal["image", "text"]] = {"similar_image": "image", "similar_text": "text"}
 _TRIES = 64
 
 
@@ -33,7 +37,7 @@ class ITMPreparer(NamedTuple):
 
     kinds: tuple[str, ...]
     weights: tuple[float, ...]
-    both: bool = False  # every sample draws a negative beside itself, no coin
+    both: bool | Literal["each"] = False  # every sample draws a negative, or one of each kind, beside itself; no coin
 
     @property
     def wants(self) -> tuple[str, ...]:
@@ -45,26 +49,33 @@ class ITMPreparer(NamedTuple):
         """Neighbouring positions that share a draw; the data module warns of micro-batches that part them."""
         return 2 if self.kinds and not self.both else 1
 
-    def prepare(self, example: Example, draw: Draw) -> Swap:
-        """Draw what replaces a part of this example. A sample that is known to be false stays as it is and is a negative; a statement
-        labelled true stays too, because it may well hold of another picture ("there is a yellow square")."""
+    def prepare(self, example: Example, draw: Draw) -> Swap | tuple[Swap, ...]:
+        """Draw what replaces a part of this example; with ``both: each`` one of each kind. A sample that is known to be false stays as it
+        is and is a negative; a statement labelled true stays too, because it may well hold of another picture ("there is a yellow
+        square")."""
         if not example.matched:
             return Swap(KINDS.index("label"))
         if "statement_index" in example.meta:
             return Swap(0)
         if not self.kinds or (not self.both and draw.generator("itm", shared_by=2).integers(2) == draw.position % 2):
             return Swap(0)
+        if self.both == "each":
+            return tuple(self._negative(kind, example, draw, draw.generator(f"itm/negative/{kind}")) for kind in self.kinds)
         generator = draw.generator("itm/negative")
-        kind = self.kinds[int(generator.choice(len(self.kinds), p=self.weights))]
+        return self._negative(self.kinds[int(generator.choice(len(self.kinds), p=self.weights))], example, draw, generator)
+
+    def _negative(self, kind: str, example: Example, draw: Draw, generator: np.random.Generator) -> Swap:
+        if kind in SIMILAR:
+            return Swap(KINDS.index(kind), similar=SIMILAR[kind])
         if kind == "edit":
             edited = _edit(example, draw, generator.permutation)
             if edited is not None:
                 return Swap(KINDS.index("edit"), text=edited)
             kind = "text"
         if kind == "hard":
-            similar = _hard_text(example, draw)
-            if similar is not None:
-                return Swap(KINDS.index("hard"), text=similar)
+            alike = _hard_text(example, draw)
+            if alike is not None:
+                return Swap(KINDS.index("hard"), text=alike)
             kind = "text"
         if kind == "image":
             other, text = _other_visual(example, draw), example.text
@@ -73,9 +84,10 @@ class ITMPreparer(NamedTuple):
             return Swap(KINDS.index("image"), other.image, regions=other.regions)
         return Swap(KINDS.index("text"), text=_other_text(example, draw))
 
-    def collate(self, values: Sequence[Swap], collate: Collate) -> Swaps:
+    def collate(self, values: Sequence[Swap | tuple[Swap, ...]], collate: Collate) -> Swaps:
         """Stack the replaced rows only."""
-        return collated(values, collate)
+        found = [(value,) if isinstance(value, Swap) else value for value in values]
+        return collated_beside(found, collate) if self.both else collated([swap for (swap,) in found], collate)
 
 
 def _edit(example: Example, draw: Draw, permutation: Any) -> Tokens | None:
@@ -155,11 +167,14 @@ class ITM(Objective):
         negatives: kind -> weight of the draw. ``image``: another image, or its regions, or both, as samples have them, uniform over the
             whole set (ViLT); ``text``: another caption; ``edit``: a minimal edit of the caption (``meta["edits"]``), or another caption
             where there is none; ``hard``: one of the 30 captions most like this one among those with a TF-IDF cosine below 0.5
-            (InterBERT: ``{"text": 0.8, "hard": 0.2}``), or another caption where there is none; the data module makes the table.
-            Empty: only the labels of the data. None: ``{"image": 1.0}``.
+            (InterBERT: ``{"text": 0.8, "hard": 0.2}``), or another caption where there is none; the data module makes the table;
+            ``similar_image`` and ``similar_text``: those of another sample of the micro-batch, drawn by the similarity that the view
+            ``after`` sees (ALBEF, arXiv 2107.07651; needs a model that gives ``paired`` states too), or nothing where no other one has
+            another key and text. Empty: only the labels of the data. None: ``{"image": 1.0}``.
         head_std: of the head's normal initialisation; as for ViLT's pooler, a narrow model wants about 1 / sqrt(width).
-        both: every sample takes part twice, as it is and with its negative (ALBEF, arXiv 2107.07651, pairs each sample with negatives too):
-            twice the forward, and true and false differ in the replaced part alone. Wants a view of its own, WPA aside.
+        both: every sample takes part as it is and once more with its negative, so that true and false differ in the replaced part alone, at
+            twice the forward. ``each``: once more for each kind of negative, whatever the weights: with ``similar_image`` and
+            ``similar_text`` the three pairs of ALBEF. Wants a view of its own, WPA aside.
         weight, view, after, sources: see ``Objective``. The view is its own by default, so that masked text is not matched.
 
     A sample whose text is known to be false (``matched=False``) is always a negative, unchanged, and labelled statements are never given
@@ -173,7 +188,7 @@ class ITM(Objective):
         self,
         negatives: dict[str, float] | None = None,
         head_std: float = 0.02,
-        both: bool = False,
+        both: bool | Literal["each"] = False,
         *,
         weight: float = 1.0,
         view: str = "itm",
@@ -187,8 +202,12 @@ class ITM(Objective):
             raise ValueError(f"ITM: unknown kind of negatives {', '.join(unknown)}; known are {', '.join(KINDS[2:])}")
         if any(value < 0 for value in negatives.values()) or (negatives and sum(negatives.values()) <= 0):
             raise ValueError(f"ITM: the weights of negatives must not be negative and not all zero, got {negatives}")
+        if both not in (True, False, "each"):
+            raise ValueError(f"ITM: both={both!r} must be true, false or each")
         total = sum(negatives.values())
         self.negatives = {kind: value / total for kind, value in negatives.items() if value > 0}
+        if self._similar and after is None:
+            raise ValueError("ITM: similar negatives are drawn by the states of an earlier view: set `after` to a contrastive one's")
         self.head_std, self.both = head_std, both
         self.head: MatchHead | None = None
         self.pad = 0
@@ -200,10 +219,22 @@ class ITM(Objective):
         """Build the head once."""
         if self.kind not in spec.kinds:
             raise ValueError(f"{self.name}: needs a model with the kind {self.kind!r}, this one has {', '.join(spec.kinds)}")
+        if self._similar and "paired" not in spec.kinds:
+            gives = f"this one has {', '.join(spec.kinds)}; take other negatives"
+            raise ValueError(f"{self.name}: similar negatives need a model with the kind 'paired' beside {self.kind!r}, {gives}")
         if vocabulary is not None:
             self.pad = vocabulary.pad
         if self.head is None:
             self.head = MatchHead(spec.pooled_width or spec.width, self.head_std, spec.pooled_dropout)
+
+    @property
+    def _similar(self) -> bool:
+        return bool(set(self.negatives) & set(SIMILAR))
+
+    def connect(self, objectives: Mapping[str, nn.Module]) -> None:
+        """Look whether the view that similar negatives are drawn by gives paired states."""
+        if self._similar:
+            similar.check(self.name, objectives, self.after)
 
     def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
         """Put what was drawn into the batch, or into copies of its samples behind it (``both``), and set ``matched_B``."""
@@ -212,10 +243,11 @@ class ITM(Objective):
             raise ValueError(f"{self.name}: the batch has no negatives; its preparer must run in the loader under the name {self.name!r}")
         if any(isinstance(target, MaskedTokens) for target in batch.targets.values()):
             raise ValueError(f"{self.name}: the text is masked already; name it before the objectives of its view that mask text")
-        if self.both:
-            batch, swaps = beside(batch, swaps)
-            batch = batch._replace(targets={**batch.targets, self.name: swaps})
-        return swapped(batch, swaps, self.pad)._replace(matched_B=swaps.kinds_B == 0)
+        made = swapped(repeated(batch, swaps.copies) if swaps.copies else batch, swaps, self.pad)
+        if swaps.similar_images or swaps.similar_texts:
+            alike = similar.filled(self.name, batch, swaps, outputs.get(self.after or ""))
+            made, swaps = swapped(made, alike, self.pad), swaps._replace(kinds_B=alike.kinds_B)
+        return made._replace(matched_B=swaps.kinds_B == 0, targets={**made.targets, self.name: swaps})
 
     def count(self, batch: Batch) -> Tensor:
         """Number of samples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,16 @@ class Swap(NamedTuple):
     image: Tensor | None = None  # the picture that replaces the true one
     text: Tokens | None = None  # the text that replaces the true one
     regions: Regions | None = None  # the regions that replace the true ones
+    similar: Literal["", "image", "text"] = ""  # what another sample of the batch is to give, chosen on the device
+
+    @property
+    def replaces(self) -> bool:
+        """Whether anything is to be replaced."""
+        return bool(self.similar) or any(x is not None for x in (self.image, self.text, self.regions))
 
 
 class Swaps(NamedTuple):
-    """The replaced rows of a batch; everything else stays where it is."""
+    """The replaced rows of a batch; everything else stays where it is. Rows are those of the batch and, behind them, of ``copies``."""
 
     kinds_B: Tensor  # int64
     image_rows: tuple[int, ...] = ()  # samples with another picture, other regions, or both
@@ -33,6 +39,20 @@ class Swaps(NamedTuple):
     text_rows: tuple[int, ...] = ()
     texts: Text | None = None
     regions: RegionBatch | None = None
+    copies: tuple[int, ...] = ()  # samples that are repeated behind the batch
+    similar_images: tuple[int, ...] = ()  # rows whose picture, and whose text, another sample of the batch is to give
+    similar_texts: tuple[int, ...] = ()
+
+
+def collated_beside(values: Sequence[Sequence[Swap]], collate: Collate) -> Swaps:
+    """Every sample as it is and, behind the batch, a copy of it for each thing that is replaced.
+
+    Args:
+        values: of each sample what its copies have in the place of the true part; where nothing is replaced, a ``Swap`` with its kind.
+    """
+    own = [Swap(0) if any(swap.replaces for swap in found) else found[0] for found in values]
+    copies = [(row, swap) for row, found in enumerate(values) for swap in found if swap.replaces]
+    return collated([*own, *(swap for _, swap in copies)], collate)._replace(copies=tuple(row for row, _ in copies))
 
 
 def collated(values: Sequence[Swap], collate: Collate) -> Swaps:
@@ -48,6 +68,9 @@ def collated(values: Sequence[Swap], collate: Collate) -> Swaps:
         text_rows,
         collate.text([values[row].text for row in text_rows]) if text_rows else None,
         collate.regions(regions) if regions and regions[0] is not None else None,
+        (),
+        tuple(row for row, swap in enumerate(values) if swap.similar == "image"),
+        tuple(row for row, swap in enumerate(values) if swap.similar == "text"),
     )
 
 
@@ -63,33 +86,29 @@ def swapped(batch: Batch, swaps: Swaps, pad: int) -> Batch:
     return batch._replace(text=text, image=image, regions=regions)
 
 
-def beside(batch: Batch, swaps: Swaps) -> tuple[Batch, Swaps]:
-    """Copies of the samples that have a negative, behind the batch, and the swaps moved to the copies."""
-    replaced = sorted({*swaps.image_rows, *swaps.text_rows})
-    place = {row: batch.size + i for i, row in enumerate(replaced)}
-    order = (*range(batch.size), *replaced)
-    index_R = _rows(order, batch.draw_keys_B.device)
-    text, image = batch.text, batch.image
-    if text is not None:
-        fields = (None if x is None else x.index_select(0, index_R) for x in (text.ids_BT, text.words_BT, text.segments_BT))
-        ids_RT, words_RT, segments_RT = fields
-        assert ids_RT is not None
-        text = Text(ids_RT, tuple(text.lengths[row] for row in order), words_RT, segments_RT)
-    if image is not None:
-        sizes = tuple(image.sizes[row] for row in order)
-        image = image._replace(pixels_BCHW=image.pixels_BCHW.index_select(0, index_R), sizes=sizes)
-    regions = None if batch.regions is None else select_rows(batch.regions, order)
-    kinds_B = swaps.kinds_B.index_select(0, index_R)
-    kinds_B[_rows(tuple(replaced), kinds_B.device)] = 0  # the samples themselves match
-    doubled = batch._replace(
+def repeated(batch: Batch, copies: tuple[int, ...]) -> Batch:
+    """The batch with copies of some of its samples behind it."""
+    order = (*range(batch.size), *copies)
+    return batch._replace(
         keys=tuple(batch.keys[row] for row in order),
-        draw_keys_B=batch.draw_keys_B.index_select(0, index_R),
-        text=text,
-        image=image,
-        regions=regions,
+        draw_keys_B=batch.draw_keys_B.index_select(0, _rows(order, batch.draw_keys_B.device)),
+        text=None if batch.text is None else select_texts(batch.text, order),
+        image=None if batch.image is None else select_images(batch.image, order),
+        regions=None if batch.regions is None else select_rows(batch.regions, order),
     )
-    rows = (tuple(place[row] for row in of) for of in (swaps.image_rows, swaps.text_rows))
-    return doubled, swaps._replace(kinds_B=kinds_B, image_rows=next(rows), text_rows=next(rows))
+
+
+def select_texts(base: Text, rows: tuple[int, ...]) -> Text:
+    """Some of the texts, in the given order, repeats allowed."""
+    index_R = _rows(rows, base.ids_BT.device)
+    words_RT, segments_RT = (None if x is None else x.index_select(0, index_R) for x in (base.words_BT, base.segments_BT))
+    return Text(base.ids_BT.index_select(0, index_R), tuple(base.lengths[row] for row in rows), words_RT, segments_RT)
+
+
+def select_images(base: Pixels, rows: tuple[int, ...]) -> Pixels:
+    """Some of the pictures, in the given order, repeats allowed."""
+    pixels_RCHW = base.pixels_BCHW.index_select(0, _rows(rows, base.pixels_BCHW.device))
+    return base._replace(pixels_BCHW=pixels_RCHW, sizes=tuple(base.sizes[row] for row in rows))
 
 
 def _rows(rows: tuple[int, ...], device: torch.device) -> Tensor:
