@@ -66,6 +66,11 @@ class Objective(nn.Module):
     def after_step(self, model: nn.Module) -> None:
         """Called after each optimiser step under no_grad (clamps and the like)."""
 
+    def pooled(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Statistics that are no means over samples, such as the perplexity of all codes of a step: of what ``forward`` saw since the last
+        call, over all ranks, as (value, 1). Called on every rank after each optimiser step and after the last batch of a validation set."""
+        return {}
+
 
 @runtime_checkable
 class GivesLogits(Protocol):

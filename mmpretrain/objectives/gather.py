@@ -67,6 +67,14 @@ def all_rows(x_BD: Tensor, peers: Peers) -> Tensor:
     return x_GD
 
 
+def total(x: Tensor, peers: Peers) -> Tensor:
+    """The sum over all ranks, without gradient."""
+    x = x.detach().clone()
+    if peers.size > 1:
+        dist.all_reduce(x, group=peers.group)
+    return x
+
+
 def all_rows_with_grad(x_BD: Tensor, peers: Peers) -> Tensor:
     """The rows of all ranks in rank order, (W * B, D); gradients of all ranks flow back to their owner and are summed."""
     return x_BD if peers.size == 1 else _Gather.apply(x_BD, peers)

@@ -34,8 +34,9 @@ def memory_gib() -> float:
 
 class Metrics(pl.Callback):
     """Writes every ``trainer.log_every_n_steps`` optimiser steps: ``train/loss``, ``train/<objective>/loss`` and its other metrics,
-    ``train/grad_norm``, ``train/lr``, ``speed/samples_per_s``, ``speed/tokens_per_s`` (real tokens, no padding), ``data/wait_share``,
-    ``memory/rss_gib``; and after each validation the ``val/...`` metrics. Means are exact over ranks and over the interval.
+    ``train/grad_norm``, ``train/lr``, ``train/value/model.temperature`` and the like (ramps of ``model.phases``), ``speed/samples_per_s``,
+    ``speed/tokens_per_s`` (real tokens, no padding), ``data/wait_share``, ``memory/rss_gib``; and after each validation the ``val/...``
+    metrics. Means are exact over ranks and over the interval.
 
     Args:
         directory: where ``metrics.jsonl`` goes; None: the trainer's ``default_root_dir``.
@@ -101,6 +102,7 @@ class Metrics(pl.Callback):
         samples, tokens = self._work()
         seconds = max(self._wait + self._busy, 1e-9)
         values = module.meter.read(device)
+        values |= {f"train/value/{name}": value for name, value in module.phases.ramped.items()}
         values["train/grad_norm"] = module.grad_norm.item()
         values["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         values["speed/samples_per_s"], values["speed/tokens_per_s"] = samples / seconds, tokens / seconds

@@ -25,11 +25,20 @@ class EvaluatedModule(pl.LightningModule):
         return self if any(parameter.is_meta for parameter in self.parameters()) else super().cpu()
 
     def _evaluate(self, batch: Batch, dataloader_idx: int, stage: str) -> None:
-        meter = self.meters.setdefault(self._loader_name(dataloader_idx, stage), Meter())
+        name = self._loader_name(dataloader_idx, stage)
+        if name not in self.meters:
+            self._pool()
+        meter = self.meters.setdefault(name, Meter())
         for name, score in self.root(batch, self.root.reading(batch.source)).items():
             meter.add(f"{name}/loss", score.sum, score.count)
             for stat, (total, count) in score.stats.items():
                 meter.add(f"{name}/{stat}", total, count)
+
+    def _pool(self) -> None:
+        """What the objectives saw of the validation set that is over."""
+        pooled = self.root.pooled()
+        for name, (value, count) in pooled.items() if self.meters else ():
+            next(reversed(self.meters.values())).add(name, value, count)
 
     def _loader_name(self, index: int, stage: str) -> str:
         names = list(getattr(getattr(self.trainer, "datamodule", None), "val_names", ()))
@@ -41,6 +50,7 @@ class EvaluatedModule(pl.LightningModule):
         distributed.agree({"the number of evaluation batches (every rank needs as many)": list(counts)})
 
     def _end_evaluation(self) -> None:
+        self._pool()
         weights = {f"{name}/loss": float(objective.weight) for name, objective in self.root.objectives.items()}
         for prefix, meter in self.meters.items():
             values = meter.read(self.device)

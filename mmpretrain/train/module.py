@@ -19,7 +19,6 @@ from mmpretrain.methods.adversarial import Adversarial
 from mmpretrain.objectives.base import Objective
 from mmpretrain.random import key_of, stream
 from mmpretrain.train import clip, distributed
-from mmpretrain.train import phases as phase_table
 from mmpretrain.train.adversarial import checked, plan_of
 from mmpretrain.train.ema import Ema
 from mmpretrain.train.evaluation import EvaluatedModule
@@ -28,6 +27,7 @@ from mmpretrain.train.meter import Meter, token_count
 from mmpretrain.train.optim import Optimizer, apply_settings, group_settings, trained
 from mmpretrain.train.parallel import prepare, set_gradient_sync
 from mmpretrain.train.payload import check_complete, check_tokenizer, payload
+from mmpretrain.train.phases import Phases
 from mmpretrain.train.pretraining import Pretraining, materialise
 from mmpretrain.train.rollback import RollBack
 from mmpretrain.train.schedule import Schedule, StepScheduler
@@ -50,7 +50,8 @@ class Pretrain(EvaluatedModule):
         schedule: factor of the rate per optimiser step.
         task_schedule: ``all``: every objective at every step; ``sample``: one view per step, drawn from (seed, step) alike on every rank.
         task_weights: view -> relative frequency for ``sample``; equal if None.
-        phases: rows ``{until: step, set: {"objective.attribute": value}}``; ``model`` and ``adversarial`` have attributes too.
+        phases: rows ``{until: step, set: {"objective.attribute": value}}``; ``model`` and ``adversarial`` have attributes too. A value
+            may be a ramp ``{from: 0, to: 1, over: steps, shape: cosine}``; see ``train.phases``.
         transforms: changes of the model before any parallel plan, in order, such as weights to start from; None: none.
         compile: ``torch.compile`` of each block.
         activation_checkpointing: recompute blocks in the backward.
@@ -90,7 +91,7 @@ class Pretrain(EvaluatedModule):
         self.root = Pretraining(system, objectives)
         self.optimizer, self.schedule = optimizer, schedule
         self.task_schedule, self.task_weights = task_schedule, task_weights
-        self.phases = phase_table.as_phases(phases)
+        self.phases = Phases(phases)
         self.transforms, self.compile_blocks, self.activation_checkpointing = tuple(transforms or ()), compile, activation_checkpointing
         self.ema_decay = ema_decay
         self.guard, self.roll_back = StepGuard(on_nonfinite, on_spike, max_skips), RollBack()
@@ -218,8 +219,7 @@ class Pretrain(EvaluatedModule):
         batches = (batch,) if isinstance(batch, Batch) else tuple(batch)
         step = self.trainer.global_step
         self.seed_step(step)
-        if (phase := phase_table.active(self.phases, step)) is not None:
-            phase_table.apply(phase, {"model": self.root.model, **self.root.objectives, "adversarial": self.adversarial})
+        self.phases.apply(step, {"model": self.root.model, **self.root.objectives, "adversarial": self.adversarial})
         optimizer = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         self._batches = batches
@@ -230,7 +230,7 @@ class Pretrain(EvaluatedModule):
             self.guard.wants_rollback = False
             self.roll_back(self.trainer, self)
         self.lr_schedulers().step()
-        self.root.after_step()
+        self._result = self._result._replace(stats={**self._result.stats, **self.root.after_step()})
         if self.ema is not None:
             self.ema.update()
         self._measure(self._result, batches)

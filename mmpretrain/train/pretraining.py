@@ -203,11 +203,17 @@ class Pretraining(nn.Module):
             return Features(tuple(objective.features(hidden, batch)), hidden.logit_scale.clone(), None if bias is None else bias.clone())
         return objective(hidden, batch)
 
-    def after_step(self) -> None:
-        """Clamps and the like of all objectives, after an optimiser step."""
+    def after_step(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Clamps and the like of all objectives, after an optimiser step; what ``pooled`` gives."""
         with torch.no_grad():
             for objective in self.objectives.values():
                 objective.after_step(self.model)
+        return self.pooled()
+
+    def pooled(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """objective/statistic -> (value, 1), over all ranks, of what the objectives saw since the last call. Every rank must call it."""
+        with torch.no_grad():
+            return {f"{name}/{stat}": pair for name, one in self.objectives.items() for stat, pair in one.pooled().items()}
 
     def blocks(self) -> list[nn.Module]:
         """The repeated units of the model, for sharding, checkpointing and compilation."""
