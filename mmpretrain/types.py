@@ -225,6 +225,7 @@ class Spec(NamedTuple):
     alone: bool = True  # whether forward takes text without an image and an image without text, too
     codes: int = 0  # image codes that the model knows (a discrete autoencoder, a transformer over its codes)
     code_grid: tuple[int, int] | None = None  # rows and columns of them
+    text_pads: int = 0  # ids behind ``vocab_size`` that stand, one for each position, where a text has no token (DALL-E)
     masks_patches: bool = False  # whether the model has a mask embedding, which stands for the patches in ``Pixels.masked_N``
 
 
