@@ -80,8 +80,9 @@ class ITMPreparer(NamedTuple):
         if kind == "image":
             other, text = _other_visual(example, draw), example.text
             if text is not None and text.second != other.tags:  # tags belong to the picture
-                return Swap(KINDS.index("image"), other.image, draw.tokenize(text.text, other.tags), other.regions)
-            return Swap(KINDS.index("image"), other.image, regions=other.regions)
+                text = draw.tokenize(text.text, other.tags)
+                return Swap(KINDS.index("image"), other.image, text, other.regions, codes=other.codes)
+            return Swap(KINDS.index("image"), other.image, regions=other.regions, codes=other.codes)
         return Swap(KINDS.index("text"), text=_other_text(example, draw))
 
     def collate(self, values: Sequence[Swap | tuple[Swap, ...]], collate: Collate) -> Swaps:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmpretrain import random
 from mmpretrain.nn.hidden import Paired
 from mmpretrain.objectives.precision import full_precision, wide
-from mmpretrain.objectives.swaps import Swaps, select_images, select_rows, select_texts
+from mmpretrain.objectives.swaps import Swaps, select_codes, select_images, select_rows, select_texts
 from mmpretrain.types import Batch
 
 
@@ -72,6 +72,7 @@ def filled(name: str, batch: Batch, swaps: Swaps, paired: Any) -> Swaps:
         text_rows,
         select_texts(batch.text, texts) if texts and batch.text is not None else None,
         select_rows(batch.regions, images) if images and batch.regions is not None else None,
+        codes=select_codes(batch.codes, images) if images and batch.codes is not None else None,
     )
 
 

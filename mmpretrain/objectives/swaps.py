@@ -1,4 +1,4 @@
-"""Rows of a batch exchanged or repeated: what image-text matching puts in the place of a sample's picture, regions or text."""
+"""Rows of a batch exchanged or repeated: what image-text matching puts in the place of a sample's picture, regions, codes or text."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmpretrain.types import Batch, Collate, Pixels, RegionBatch, Regions, Text, Tokens
+from mmpretrain.types import Batch, CodeBatch, Collate, Pixels, RegionBatch, Regions, Text, Tokens
 
 _PER_SAMPLE = ("global_BF",)  # of a RegionBatch; every other tensor has one row for each region
 
 
 class Swap(NamedTuple):
-    """What a preparer decided for one sample. The picture and the regions that replace the true ones are of one other sample."""
+    """What a preparer decided for one sample. Picture, regions and codes that replace the true ones are of one other sample."""
 
     kind: int  # what was replaced, by the codes of the objective; 0: nothing
     image: Tensor | None = None  # the picture that replaces the true one
     text: Tokens | None = None  # the text that replaces the true one
     regions: Regions | None = None  # the regions that replace the true ones
     similar: Literal["", "image", "text"] = ""  # what another sample of the batch is to give, chosen on the device
+    codes: Tensor | None = None  # the codes of the picture that replaces the true one
 
     @property
     def replaces(self) -> bool:
@@ -34,7 +35,7 @@ class Swaps(NamedTuple):
     """The replaced rows of a batch; everything else stays where it is. Rows are those of the batch and, behind them, of ``copies``."""
 
     kinds_B: Tensor  # int64
-    image_rows: tuple[int, ...] = ()  # samples with another picture, other regions, or both
+    image_rows: tuple[int, ...] = ()  # samples with another picture, other regions, or both, and other codes
     images: Pixels | None = None
     text_rows: tuple[int, ...] = ()
     texts: Text | None = None
@@ -42,6 +43,7 @@ class Swaps(NamedTuple):
     copies: tuple[int, ...] = ()  # samples that are repeated behind the batch
     similar_images: tuple[int, ...] = ()  # rows whose picture, and whose text, another sample of the batch is to give
     similar_texts: tuple[int, ...] = ()
+    codes: CodeBatch | None = None
 
 
 def collated_beside(values: Sequence[Sequence[Swap]], collate: Collate) -> Swaps:
@@ -61,6 +63,7 @@ def collated(values: Sequence[Swap], collate: Collate) -> Swaps:
     text_rows = tuple(row for row, swap in enumerate(values) if swap.text is not None)
     images = [values[row].image for row in image_rows]
     regions = [values[row].regions for row in image_rows]
+    codes = [values[row].codes for row in image_rows]
     return Swaps(
         torch.tensor([swap.kind for swap in values], dtype=torch.int64),
         image_rows,
@@ -71,19 +74,22 @@ def collated(values: Sequence[Swap], collate: Collate) -> Swaps:
         (),
         tuple(row for row, swap in enumerate(values) if swap.similar == "image"),
         tuple(row for row, swap in enumerate(values) if swap.similar == "text"),
+        collate.codes(codes) if codes and codes[0] is not None else None,
     )
 
 
 def swapped(batch: Batch, swaps: Swaps, pad: int) -> Batch:
     """``batch`` with the replaced rows in their places; its own tensors are left alone. ``pad``: id of text padding."""
-    text, image, regions = batch.text, batch.image, batch.regions
+    text, image, regions, codes = batch.text, batch.image, batch.regions, batch.codes
     if swaps.texts is not None:
         text = replace_texts(text, swaps.text_rows, swaps.texts, pad)
     if swaps.images is not None:
         image = replace_images(image, swaps.image_rows, swaps.images)
     if swaps.regions is not None:
         regions = replace_regions(regions, swaps.image_rows, swaps.regions)
-    return batch._replace(text=text, image=image, regions=regions)
+    if swaps.codes is not None and codes is not None:
+        codes = replace_codes(codes, swaps.image_rows, swaps.codes)
+    return batch._replace(text=text, image=image, regions=regions, codes=codes)
 
 
 def repeated(batch: Batch, copies: tuple[int, ...]) -> Batch:
@@ -95,6 +101,7 @@ def repeated(batch: Batch, copies: tuple[int, ...]) -> Batch:
         text=None if batch.text is None else select_texts(batch.text, order),
         image=None if batch.image is None else select_images(batch.image, order),
         regions=None if batch.regions is None else select_rows(batch.regions, order),
+        codes=None if batch.codes is None else select_codes(batch.codes, order),
     )
 
 
@@ -106,7 +113,12 @@ def select_texts(base: Text, rows: tuple[int, ...]) -> Text:
 
 
 def select_images(base: Pixels, rows: tuple[int, ...]) -> Pixels:
-    """Some of the pictures, in the given order, repeats allowed."""
+    """Some of the pictures, in the given order, repeats allowed.
+
+    Raises:
+        ValueError: their patches are masked already.
+    """
+    _unmasked(base)
     pixels_RCHW = base.pixels_BCHW.index_select(0, _rows(rows, base.pixels_BCHW.device))
     return base._replace(pixels_BCHW=pixels_RCHW, sizes=tuple(base.sizes[row] for row in rows))
 
@@ -137,7 +149,12 @@ def replace_texts(base: Text, rows: tuple[int, ...], new: Text, pad: int) -> Tex
 
 
 def replace_images(base: Pixels, rows: tuple[int, ...], new: Pixels) -> Pixels:
-    """``base`` with the images ``rows`` replaced, padded to the largest height and width that are left."""
+    """``base`` with the images ``rows`` replaced, padded to the largest height and width that are left.
+
+    Raises:
+        ValueError: their patches are masked already.
+    """
+    _unmasked(base)
     sizes = list(base.sizes)
     for row, size in zip(rows, new.sizes, strict=True):
         sizes[row] = size
@@ -151,10 +168,34 @@ def replace_images(base: Pixels, rows: tuple[int, ...], new: Pixels) -> Pixels:
     return base._replace(pixels_BCHW=fit(base.pixels_BCHW).index_copy(0, index_R, fit(new.pixels_BCHW)), sizes=tuple(sizes))
 
 
+def _unmasked(base: Pixels) -> None:
+    if base.masked_N is not None:
+        raise ValueError("patches are masked before pictures are replaced: put ITM before the masking objective, or give it its own view")
+
+
+def select_codes(base: CodeBatch, rows: tuple[int, ...]) -> CodeBatch:
+    """The codes of some pictures, in the given order, repeats allowed."""
+    index_N = _rows(tuple(_packed([height * width for height, width in base.grids], rows).tolist()), base.ids_N.device)
+    return CodeBatch(base.ids_N.index_select(0, index_N), tuple(base.grids[row] for row in rows))
+
+
+def replace_codes(base: CodeBatch, rows: tuple[int, ...], new: CodeBatch) -> CodeBatch:
+    """``base`` with the codes of the pictures ``rows`` replaced."""
+    order = list(range(len(base.grids)))
+    for place, row in enumerate(rows, len(base.grids)):
+        order[row] = place
+    return select_codes(CodeBatch(torch.cat((base.ids_N, new.ids_N)), base.grids + new.grids), tuple(order))
+
+
+def _packed(lengths: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    """Packed places of all that belongs to some samples, in the given order."""
+    ends = np.cumsum(lengths)
+    return np.concatenate([np.arange(ends[row] - lengths[row], ends[row]) for row in rows])
+
+
 def select_rows(base: RegionBatch, rows: Sequence[int]) -> RegionBatch:
     """The regions of some samples, in the given order, repeats allowed."""
-    ends = np.cumsum(base.lengths)
-    packed = np.concatenate([np.arange(ends[row] - base.lengths[row], ends[row]) for row in rows])
+    packed = _packed(base.lengths, rows)
     index_N, index_B = (torch.tensor(list(x), dtype=torch.int64).to(base.features_NF.device, non_blocking=True) for x in (packed, rows))
     tensors = {
         name: x.index_select(0, index_B if name in _PER_SAMPLE else index_N) for name, x in base._asdict().items() if isinstance(x, Tensor)
