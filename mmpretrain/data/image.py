@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ STATISTICS: dict[str, tuple[Triple, Triple]] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "scenes": ((0.884, 0.88, 0.883), (0.182, 0.173, 0.176)),  # of the 10,000 embedded training pictures
 }
 _CROP_RATIO = (3 / 4, 4 / 3)
@@ -33,12 +35,16 @@ class ImageTransform:
     Args:
         mode: ``vilt``: shorter side to ``size``, aspect kept, sides multiples of ``multiple`` (ViLT, arXiv 2102.03334, section 4.2);
             ``clip``: random resized crop in training, resize and centre crop in evaluation, square (CLIP, arXiv 2103.00020, section 2.5);
-            ``squash``: the whole picture to a square (SigLIP).
+            ``squash``: the whole picture to a square (SigLIP); ``dalle``: random square crops of random size in training, resize and centre
+            crop in evaluation (DALL-E, arXiv 2102.12092, listings 1 and 2).
         size: shorter side (``vilt``) or side of the square, in pixels.
         multiple: patch size of the model, for ``vilt``.
-        normalize: which mean and standard deviation the model gets: ``half``, ``clip``, ``imagenet``, ``scenes``, or your own, each of red,
-            green and blue in 0 to 1. Pictures on a pale ground are learned much sooner with their own.
+        normalize: which mean and standard deviation the model gets: ``half``, ``clip``, ``imagenet``, ``scenes``, ``unit`` (none), or your
+            own, each of red, green and blue in 0 to 1. Pictures on a pale ground are learned much sooner with their own.
         crop_scale: smallest and largest part of the area that the random crop of ``clip`` takes.
+        stage: of ``dalle``. 1: a square as large as the picture allows, anywhere in it, resized to 9/8 to 12/8 of ``size``, of which a
+            square is taken (listing 1; the paper mirrors half of them, ``flip``). 2: the first square is near the middle and becomes 1 to 9/8
+            of ``size`` (listing 2). Pictures are never enlarged for this beyond ``size``.
         randaugment: (operations, magnitude of 30) of ViLT's RandAugment on the picture before it is resized, in training; None: none.
         flip: mirror half of the pictures in training. Captions that speak of left and right become false.
         decoder: ``pil``; ``simplejpeg``: JPEGs are decoded by it and all pictures resized by torch, in a third of the time; ``auto``: the
@@ -48,18 +54,19 @@ class ImageTransform:
         DataError: an option out of its range.
     """
 
-    mode: Literal["vilt", "clip", "squash"] = "vilt"
+    mode: Literal["vilt", "clip", "squash", "dalle"] = "vilt"
     size: int = 384
     multiple: int = 32
-    normalize: Literal["half", "clip", "imagenet", "scenes"] | tuple[Triple, Triple] = "half"
+    normalize: Literal["half", "clip", "imagenet", "scenes", "unit"] | tuple[Triple, Triple] = "half"
     crop_scale: tuple[float, float] = (0.9, 1.0)
     randaugment: tuple[int, int] | None = None
     flip: bool = False
     decoder: Literal["auto", "pil", "simplejpeg"] = "auto"
+    stage: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
-        if self.mode not in ("vilt", "clip", "squash"):
-            raise DataError(f"data.image.mode={self.mode!r}; take vilt, clip or squash")
+        if self.mode not in ("vilt", "clip", "squash", "dalle") or self.stage not in (1, 2):
+            raise DataError(f"data.image.mode={self.mode!r}, stage={self.stage!r}; take vilt, clip, squash or dalle, and stage 1 or 2")
         object.__setattr__(self, "normalize", _statistics(self.normalize))
         if self.size < 1 or self.multiple < 1 or (self.mode == "vilt" and self.size < self.multiple):
             raise DataError(f"data.image.size={self.size} must be at least the patch size, data.image.multiple={self.multiple}")
@@ -102,6 +109,8 @@ class ImageTransform:
             picture = made.resize(picture, *vilt_size(height, width, self.size, self.multiple))
         elif self.mode == "squash":
             picture = made.resize(picture, self.size, self.size)
+        elif self.mode == "dalle" and generator is not None:
+            picture = _dalle(made, picture, self.size, self.stage, generator)
         elif generator is not None:
             picture = made.resize(made.crop(picture, _random_box(height, width, self.crop_scale, generator)), self.size, self.size)
         else:
@@ -181,3 +190,47 @@ def _random_box(height: int, width: int, scale: tuple[float, float], generator: 
     h = min(height, max(1, round(width / _CROP_RATIO[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def _dalle(made: Codec[P], picture: P, size: int, stage: int, generator: np.random.Generator) -> P:
+    """DALL-E's augmentation but for the mirror: a square crop on the short side, resized, and a square of ``size`` of that.
+
+    As in the listings, a picture whose short side is below the size that is drawn keeps its own; one that is smaller than ``size`` is
+    enlarged to it, which the listings cannot read.
+    """
+    height, width = made.size(picture)
+    short = min(height, width)
+    if stage == 1:
+        least, most = min(short, round(9 / 8 * size)), min(short, round(12 / 8 * size))
+        top, left = (int(generator.integers(side - short + 1)) for side in (height, width))
+    else:
+        least, most = size, min(short, round(9 / 8 * size))
+        top, left = (_near_middle(side - short, generator) for side in (height, width))
+    picture = made.crop(picture, (left, top, left + short, top + short))
+    between = max(size, int(generator.integers(least, max(least, most) + 1)))
+    picture = area(made, picture, between) if between < short else made.resize(picture, between, between)
+    top, left = (int(generator.integers(between - size + 1)) for _ in range(2))
+    return made.crop(picture, (left, top, left + size, top + size))
+
+
+def _near_middle(room: int, generator: np.random.Generator) -> int:
+    """An offset in the middle quarter of what there is room for."""
+    return int(generator.integers(3 * room // 8, max(3 * room // 8 + 1, 5 * room // 8)))
+
+
+def area(made: Codec[P], picture: P, side: int) -> P:
+    """A picture made smaller, to ``side`` x ``side``: every pixel is the mean of the area that it covers, parts of pixels by their share."""
+    x = made.tensor(picture).numpy()
+    shrunk = _shrunk(_shrunk(x, side).swapaxes(1, 2), side).swapaxes(1, 2)
+    return made.take(torch.from_numpy(np.rint(shrunk).clip(0, 255).astype(np.uint8)))
+
+
+def _shrunk(x: np.ndarray, count: int) -> np.ndarray:
+    """Means over ``count`` equal stretches of axis 1: float32."""
+    edges = np.arange(count + 1) * (x.shape[1] / count)
+    low = np.minimum(edges.astype(np.int64), x.shape[1] - 1)
+    part = (edges - low).astype(np.float32)[:, None]  # of the pixel ``low`` that lies before the edge
+    cut = x[:, low].astype(np.float32) * part
+    whole = np.add.reduceat(x, low[:-1], axis=1, dtype=np.float32)
+    whole[:, -1] -= x[:, -1]  # the last stretch reaches to the end, its last pixel comes with ``cut``
+    return (whole + cut[:, 1:] - cut[:, :-1]) * np.float32(count / x.shape[1])

@@ -103,7 +103,7 @@ class DVAE(nn.Module):
         return Coded(logits_BKhw, code_BKhw, self.decoder(code_BKhw), pixels_BCHW)
 
     def _nearest(self, pixels_BCHW: Tensor) -> Coded:
-        """With the states of the encoder and the vectors that they took in ``aux``: ``state_BDhw`` with gradient, ``vector_BDhw`` without."""
+        """In ``aux`` the states of the encoder, ``state_BDhw``, with gradient, and the vectors that they took, ``vector_BDhw``, without."""
         assert self.codebook is not None
         z_BDhw = self._encoded(pixels_BCHW)
         logits_BKhw = self.codebook.logits(z_BDhw)

@@ -44,12 +44,12 @@ class ELBO(Objective):
         [ -sum log p(x | z) + kl_weight * sum_positions KL(q || uniform) ] / (C H W)
 
     so that the KL term has the weight kl_weight / 192 relative to the mean over positions at the paper's sizes. q is the softmax of the
-    encoder's logits, at temperature 1 whatever the temperature of the sample. A model that takes nearest vectors has no such q; its KL is the
-    constant log K.
+    encoder's logits, at temperature 1 whatever the temperature of the sample. A model that takes nearest vectors has no such q; its KL is
+    the constant log K.
 
-    Statistics: ``reconstruction`` (nats per value of a pixel; the mean error for ``mse`` and ``l1``), ``kl`` (nats per position), ``mse`` and
-    ``psnr`` (dB) of the unmapped pictures in 0 to 1, the mean over pictures; and over the most probable codes of a whole step or evaluation,
-    all ranks together: ``perplexity`` (exp of the entropy of the codes in use) and ``usage`` (share of the codes that occur).
+    Statistics: ``reconstruction`` (nats per value of a pixel; the mean error for ``mse`` and ``l1``), ``kl`` (nats per position), ``mse``
+    and ``psnr`` (dB) of the unmapped pictures in 0 to 1, the mean over pictures; and over the most probable codes of a whole step or
+    evaluation, all ranks together: ``perplexity`` (exp of the entropy of the codes in use) and ``usage`` (share of the codes that occur).
 
     Args:
         likelihood: ``logit_laplace`` (the paper); ``mse`` or ``l1``: mean squared or absolute error of the picture, for comparisons.
