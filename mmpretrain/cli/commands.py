@@ -140,7 +140,7 @@ def _embed(options: argparse.Namespace) -> int:
 def export(argv: list[str]) -> int:
     parser = OneLine(prog="mmpretrain export", description="Write a folder for another library, re-load it there and compare outputs.")
     parser.add_argument("run", help="a checkpoint, or the folder of a run (its last checkpoint)")
-    parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "safetensors"))
+    parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "openai", "safetensors"))
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     options = parser.parse_args(argv[1:])
     return guarded(_export, options)

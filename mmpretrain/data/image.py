@@ -43,8 +43,8 @@ class ImageTransform:
             own, each of red, green and blue in 0 to 1. Pictures on a pale ground are learned much sooner with their own.
         crop_scale: smallest and largest part of the area that the random crop of ``clip`` takes.
         stage: of ``dalle``. 1: a square as large as the picture allows, anywhere in it, resized to 9/8 to 12/8 of ``size``, of which a
-            square is taken (listing 1; the paper mirrors half of them, ``flip``). 2: the first square is near the middle and becomes 1 to 9/8
-            of ``size`` (listing 2). Pictures are never enlarged for this beyond ``size``.
+            square is taken (listing 1; the paper mirrors half of them, ``flip``). 2: the first square is near the middle and becomes 1 to
+            9/8 of ``size`` (listing 2). Pictures are never enlarged for this beyond ``size``.
         randaugment: (operations, magnitude of 30) of ViLT's RandAugment on the picture before it is resized, in training; None: none.
         flip: mirror half of the pictures in training. Captions that speak of left and right become false.
         decoder: ``pil``; ``simplejpeg``: JPEGs are decoded by it and all pictures resized by torch, in a third of the time; ``auto``: the
@@ -219,7 +219,7 @@ def _near_middle(room: int, generator: np.random.Generator) -> int:
 
 
 def area(made: Codec[P], picture: P, side: int) -> P:
-    """A picture made smaller, to ``side`` x ``side``: every pixel is the mean of the area that it covers, parts of pixels by their share."""
+    """A picture made smaller, to ``side`` x ``side``: every pixel is the mean of the area that it covers, parts by their share."""
     x = made.tensor(picture).numpy()
     shrunk = _shrunk(_shrunk(x, side).swapaxes(1, 2), side).swapaxes(1, 2)
     return made.take(torch.from_numpy(np.rint(shrunk).clip(0, 255).astype(np.uint8)))

@@ -140,7 +140,8 @@ def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image] 
 
     data = pretrained.config.get("data") or {}
     val = data.get("val") or {}
-    train = [spec.sources for spec in specs_of(data["train"]).values() if spec.reads == "pairs"] if data.get("train") else []
+    reads = ("pairs", "images") if pretrained.tokenizer is None else ("pairs",)
+    train = [spec.sources for spec in specs_of(data["train"]).values() if spec.reads in reads] if data.get("train") else []
     for source in [*(val.values() if isinstance(val, Mapping) else ()), *train]:
         try:
             found = open_set("samples", source)
@@ -149,18 +150,23 @@ def real_samples(pretrained: Pretrained, n: int = 8) -> tuple[list[Image.Image] 
             continue
         images: list[Any] = []
         texts: list[str] = []
-        for sample in chosen(found, 4 * n, lambda sample: pretrained.shows(sample) and bool(sample.captions or sample.statements)):
+        for sample in chosen(found, 4 * n, lambda sample: pretrained.shows(sample) and _told(pretrained, sample)):
             try:
                 images.append(_comparable(pretrained, sample))
             except BadSample as error:
                 _LOG.warning("left out of the comparison: sample %s: %s", sample.key, error)
                 continue
-            texts.append(sample.captions[0] if sample.captions else sample.statements[0].text)
+            texts.append(sample.captions[0] if sample.captions else sample.statements[0].text if sample.statements else "")
             if len(images) == n:
                 return images, texts, str(source)
         if images:
             return images, texts, str(source)
     return (*_stand_ins(pretrained, n), "noise and random words: the data of the run are not on this machine")
+
+
+def _told(pretrained: Pretrained, sample: Sample) -> bool:
+    """Whether a sample has a text; a model without texts needs none."""
+    return pretrained.tokenizer is None or bool(sample.captions or sample.statements)
 
 
 def _comparable(pretrained: Pretrained, sample: Sample) -> Image.Image | Sample:

@@ -1,14 +1,14 @@
-"""The dVAE in the layout of OpenAI's release (two state dicts, of the encoder and of the decoder) and of transformers' ``FlavaImageCodebook``
+"""The dVAE in the layout of OpenAI's release (a state dict of the encoder, one of the decoder) and of transformers' ``FlavaImageCodebook``
 (the encoder).
 
-================================  =============================================  ==================================================
-ours                              OpenAI                                         Flava
-================================  =============================================  ==================================================
-``input.weight``                  ``blocks.input.w``                             ``blocks.input.weight``
-``groups.G.B.convs.K.weight``     ``blocks.group_G.block_B.res_path.conv_K.w``   ``blocks.group_G.group.block_B.res_path.path.conv_K.weight``
-``groups.G.B.shortcut.weight``    ``blocks.group_G.block_B.id_path.w``           ``blocks.group_G.group.block_B.id_path.weight``
-``output.weight``                 ``blocks.output.conv.w``                       ``blocks.output.conv.weight``
-================================  =============================================  ==================================================
+=============================  ============================================  =======================================================
+ours                           OpenAI                                        Flava
+=============================  ============================================  =======================================================
+``input.weight``               ``blocks.input.w``                            ``blocks.input.weight``
+``groups.G.B.convs.K.weight``  ``blocks.group_G.block_B.res_path.conv_K.w``  ``blocks.group_G.group.block_B.res_path.path.conv_K.weight``
+``groups.G.B.shortcut.weight`` ``blocks.group_G.block_B.id_path.w``          ``blocks.group_G.group.block_B.id_path.weight``
+``output.weight``              ``blocks.output.conv.w``                      ``blocks.output.conv.weight``
+=============================  ============================================  =======================================================
 
 G, B and K count from 0 here and from 1 there. Both files of the release, ``encoder.pkl`` and ``decoder.pkl``, are pickled modules: they are
 refused, and have to be written as state dicts where they are trusted (docs/dvae.md).

@@ -1,5 +1,5 @@
-"""Export with proof: a complete folder for transformers, open_clip, timm or ``mmpretrain.load``, opened again by that library and compared
-with the checkpoint.
+"""Export with proof: a complete folder for transformers, open_clip, timm or ``mmpretrain.load``, or in OpenAI's layout (dVAE), opened again
+by that library and compared with the checkpoint.
 
 The folder is written under another name and renamed when the proof holds, so that nothing that looks finished is left by a failure.
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 from mmpretrain.models.clip import CLIP
 from mmpretrain.models.vilt import ViLT
-from mmpretrain.weights import clip, clip_config, export_files, export_own, export_regions, own, vilt
+from mmpretrain.weights import clip, clip_config, export_dvae, export_files, export_own, export_regions, own, vilt
 from mmpretrain.weights.export_check import CHECKS, Proof, has_transformers
 
-TARGETS = ("transformers", "open_clip", "timm", "safetensors")
+TARGETS = ("transformers", "open_clip", "timm", "openai", "safetensors")
 TOLERANCE = 1e-4
 
 
@@ -37,7 +37,7 @@ def export(
 
     Args:
         pretrained: an ``evaluate.Pretrained``.
-        to: "transformers", "open_clip", "timm" or "safetensors" (for ``mmpretrain.load``).
+        to: "transformers", "open_clip", "timm", "openai" or "safetensors" (for ``mmpretrain.load``).
         out: a folder that does not exist yet, or is empty.
         images: to compare on, as ``pretrained.see`` takes them (PIL images, samples with regions); None: samples of the data of the run.
         texts: texts to compare on; None: samples of the data of the run.
@@ -58,7 +58,7 @@ def export(
         own_images, own_texts, samples = pretrained.real_samples()
         images, texts = own_images if images is None else images, own_texts if texts is None else texts
     if not images or not texts:
-        raise ExportError("export: the proof needs at least one image and one text")
+        raise ExportError("export: the proof needs at least one image and one text")  # "" of a model without texts
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out}: exists already; name a new folder or remove it")
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -105,6 +105,7 @@ def _writer(model: Any, to: str) -> tuple[str, Callable[[Any, Path], None], Chec
         ("transformers", "ViLT"): (_vilt_transformers, CHECKS["transformers", "ViLT"]),
         ("transformers", "LXMERT"): (export_regions.write, export_regions.check),
         ("transformers", "VisualBERT"): (export_regions.write, export_regions.check),
+        ("openai", "DVAE"): (export_dvae.write, export_dvae.check),
         ("safetensors", family): (own.write, export_own.check),
     }
     if (to, family) not in writers:

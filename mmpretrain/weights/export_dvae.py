@@ -1,13 +1,13 @@
 """``--to openai``: the dVAE as the two state dicts of OpenAI's release, in safetensors, with what is needed to build it.
 
-=======================  =================================================================================================================
-file                     content
-=======================  =================================================================================================================
-encoder.safetensors      ``blocks.input.w``, ``blocks.group_1.block_1.res_path.conv_1.w``, ..., fp32
-decoder.safetensors      likewise
-config.json              ``encoder`` and ``decoder``: the arguments of the release's classes of that name, or ``widths`` where these cannot build
-                         them; ``image_size``, ``epsilon`` of the pixel map
-=======================  =================================================================================================================
+===================  ===============================================================================================================
+file                 content
+===================  ===============================================================================================================
+encoder.safetensors  ``blocks.input.w``, ``blocks.group_1.block_1.res_path.conv_1.w``, ..., fp32
+decoder.safetensors  likewise
+config.json          ``encoder`` and ``decoder``: the arguments of the release's classes of that name, ``widths`` for ``n_hid`` where these
+                     cannot build it; ``image_size``; ``epsilon`` of the pixel map
+===================  ===============================================================================================================
 """
 
 from __future__ import annotations

@@ -133,6 +133,12 @@ output = model(**words, visual_embeds=features, visual_attention_mask=mask, visu
     ("safetensors", ""): """import mmpretrain
 
 pretrained = mmpretrain.load("DIR")  # a Pretrained: encode_image, encode_text, score, see(image), tokenize(text)""",
+    ("openai", "DVAE"): """from dall_e import Decoder, Encoder  # these build the published sizes; docs/dvae.md for others
+from safetensors.torch import load_file
+
+encoder, decoder = Encoder(n_hid=256, vocab_size=8192), Decoder(n_hid=256, n_init=128, vocab_size=8192)  # as config.json says
+encoder.load_state_dict(load_file("DIR/encoder.safetensors"))
+decoder.load_state_dict(load_file("DIR/decoder.safetensors"))""",
     ("timm", "CLIP"): """import timm
 
 model = timm.create_model("local-dir:DIR", pretrained=True)  # forward gives the image feature before it is normalised""",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpretrain.nn.heads import VocabularyHead
-from mmpretrain.nn.hidden import Paired
+from mmpretrain.nn.hidden import Coded, Paired
 from mmpretrain.types import Batch
 from mmpretrain.weights.export_check import Proof, compare
 
@@ -30,9 +30,7 @@ def check(pretrained: Any, folder: Path, images: Sequence[Any], texts: Sequence[
 def outputs(pretrained: Any, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
     """What comes out of a ``Pretrained`` for texts and images side by side, by name."""
     seen = [pretrained.see(images[i % len(images)]) for i in range(len(texts))]
-    batch = Batch(
-        ("",) * len(texts), torch.zeros(len(texts), dtype=torch.int64, device=pretrained.device), **pretrained.visuals(seen)
-    )
+    batch = Batch(("",) * len(texts), torch.zeros(len(texts), dtype=torch.int64, device=pretrained.device), **pretrained.visuals(seen))
     if pretrained.tokenizer is not None:
         tokens = [pretrained.told(token, visual) for token, visual in zip(pretrained.tokenize(list(texts)), seen, strict=True)]
         batch = batch._replace(text=pretrained.text(tokens))
@@ -41,6 +39,8 @@ def outputs(pretrained: Any, images: Sequence[Any], texts: Sequence[str]) -> dic
         if isinstance(hidden, Paired):
             parts = {"image vectors": hidden.image_BE, "text vectors": hidden.text_BE, "logit scale": hidden.logit_scale}
             return {name: x for name, x in parts.items() if x is not None}
+        if isinstance(hidden, Coded):
+            return {"logits of the codes": hidden.logits_BKhw, "output of the decoder": hidden.output_BCHW}
         parts = {
             "states of the text": None if hidden.text is None else hidden.text.x_ND,
             "states of the image": None if hidden.image is None else hidden.image.x_ND,
