@@ -13,6 +13,7 @@ kind       module                        of the objective
 ``mrfr``   ``TiedFeatureHead``           features, tied to the projection
 ``objects``  ``RegionHeads``             LXMERT's object prediction
 ``vqa``    ``AnswerHead``                LXMERT's question answering
+``mim``    ``CodeHead``                  codes of masked patches
 =========  ============================  =============================================================
 """
 
@@ -33,7 +34,7 @@ from mmpretrain.weights.keymap import KeyMap, Rule
 OLD_NORMS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 BUFFERS = r".*\.position_ids"  # indices, of old versions
 _MODULES = {"mlm": VocabularyHead, "mrc": RegionHead, "mrfr": TiedFeatureHead, "objects": RegionHeads}
-_OBJECTIVES = {"itm": "ITM", "sip": "SIP", "tags": "TagContrast", "vqa": "VQA"}
+_OBJECTIVES = {"itm": "ITM", "sip": "SIP", "tags": "TagContrast", "vqa": "VQA", "mim": "MIM"}
 KINDS = (*_MODULES, *_OBJECTIVES)
 
 
@@ -64,7 +65,7 @@ class Imported(NamedTuple):
     model: dict[str, Tensor]
     heads: dict[str, dict[str, Tensor]]  # by kind
     unused: tuple[str, ...]  # what was expected and has no place
-    words: Tensor  # the word table
+    words: Tensor | None  # the word table; None: the model reads no text
     said: str = ""  # what was filled, a line for people
 
 
@@ -78,7 +79,7 @@ def here(rules: Sequence[Rule], prefix: str = "model.") -> list[Rule]:
 
 
 def words_of(model: Any) -> Tensor:
-    """The word table of a model."""
+    """The word table of a model that reads text."""
     return model.spec.token_table.weight
 
 
@@ -123,11 +124,13 @@ def from_published(layout: Layout, model: nn.Module, state: Mapping[str, Tensor]
         kind, _, rest = name.partition(".")
         parts.setdefault(kind, {})[rest] = tensor.float() if tensor.is_floating_point() else tensor
     own = parts.pop("model")
+    if "mrfr" in parts:
+        parts["mrfr"].pop("weight", None)
+    if model.spec.token_table is None:
+        return Imported(own, parts, found.leftover, None)
     table = next(name for name, parameter in model.named_parameters() if parameter is words_of(model))
     if "mlm" in parts and torch.equal(parts["mlm"].get("decoder.weight", own[table]), own[table]):
         parts["mlm"].pop("decoder.weight", None)
-    if "mrfr" in parts:
-        parts["mrfr"].pop("weight", None)
     return Imported(own, parts, found.leftover, own[table])
 
 
@@ -186,7 +189,7 @@ def load_heads(objectives: Mapping[str, Any], imported: Imported) -> tuple[list[
 def _state_for(head: nn.Module, imported: Imported, kind: str) -> dict[str, Tensor] | None:
     """The tensors of a head of this kind; None where they do not fit."""
     state, own = dict(imported.heads.get(kind, {})), head.state_dict()
-    if state and kind == "mlm" and "decoder.weight" in own:
+    if state and kind == "mlm" and "decoder.weight" in own and imported.words is not None:
         state.setdefault("decoder.weight", imported.words)
     fits = state.keys() == own.keys() and all(own[name].shape == tensor.shape for name, tensor in state.items())
     return state if fits else None

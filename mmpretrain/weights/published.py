@@ -13,18 +13,19 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import nn
 
 from mmpretrain.methods.transform import Around, ModelTransform
-from mmpretrain.weights import ernie_vil, interbert, lxmert, oscar, uniter, vilbert, visualbert, vlbert
+from mmpretrain.weights import beit, ernie_vil, interbert, lxmert, oscar, uniter, vilbert, visualbert, vlbert
 from mmpretrain.weights.files import WeightsError, read_state
 from mmpretrain.weights.keymap import KeyMapError
 from mmpretrain.weights.layout import Imported, Layout, from_published, load_heads, load_model
 
 LayoutName = Literal[
     "lxmert", "lxmert-transformers", "visualbert", "visualbert-transformers", "vilbert", "uniter", "interbert", "oscar", "oscar-plus",
-    "vlbert", "ernie-vil",
+    "vlbert", "ernie-vil", "beit", "beit-transformers",
 ]  # fmt: skip
 _ALL = (
     lxmert.OFFICIAL, lxmert.TRANSFORMERS, visualbert.OFFICIAL, visualbert.TRANSFORMERS, vilbert.OFFICIAL, uniter.OFFICIAL,
     interbert.OFFICIAL, oscar.OFFICIAL, oscar.PLUS, vlbert.OFFICIAL, ernie_vil.OFFICIAL,
+    beit.OFFICIAL, beit.TRANSFORMERS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 assert tuple(LAYOUTS) == get_args(LayoutName)
