@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmpretrain.evaluate import suite
-from mmpretrain.evaluate.result import Result, rows
+from mmpretrain.evaluate.result import Result, rows, shown
 from mmpretrain.report.page import write_report
 from mmpretrain.report.run import Run
 from mmpretrain.train.checkpoint import Checkpoints
@@ -104,7 +104,7 @@ def table(results: Sequence[Result], speeds: Sequence[Mapping[str, Any]]) -> Tab
     for result in results:
         if headline(result.name):
             chance = "" if result.chance is None else f"{100 * result.chance:.1f} %"
-            made.add_row(result.name, f"{100 * result.value:.1f} %", chance, str(result.stamp.count))
+            made.add_row(result.name, shown(result.name, result.value), chance, str(result.stamp.count))
     made.add_section()
     names = dict(SPEED)
     for row in speeds:

@@ -34,6 +34,15 @@ class Result(NamedTuple):
         return {"name": self.name, "value": value, "chance": self.chance, "stamp": self.stamp._asdict()}
 
 
+_FORMS = {"median_rank": "{:.1f}", "psnr": "{:.2f} dB", "mse": "{:.5f}", "perplexity": "{:.1f}", "dead": "{:.0f}"}  # of what is no share
+
+
+def shown(name: str, value: float) -> str:
+    """The value of a metric as people read it: a share as 83.4 %, others by their unit."""
+    form = next((form for end, form in _FORMS.items() if name.endswith(end)), None)
+    return f"{100 * value:.1f} %" if form is None else form.format(value)
+
+
 def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
     """All results as plain types."""
     return [result.row() for result in results]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mmpretrain.evaluate.matching import matching
 from mmpretrain.evaluate.mlm import masked_accuracy
 from mmpretrain.evaluate.pretrained import Pretrained
-from mmpretrain.evaluate.result import Result
+from mmpretrain.evaluate.reconstruction import reconstruction
+from mmpretrain.evaluate.result import Result, shown
 from mmpretrain.evaluate.retrieval import FUSION_LIMIT, retrieval
 from mmpretrain.evaluate.samples import EvalSet, chosen, fitted, of_reader
 from mmpretrain.evaluate.zeroshot import TEMPLATES, Classes, zeroshot
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from mmpretrain.data.module import ShardData
 
-MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot")
+MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction")
 Progress = Callable[[str, int, int], None]
 
 
@@ -30,6 +31,7 @@ class Limits(NamedTuple):
     matching: int | None = 1000
     mlm: int | None = 1000
     zeroshot: int | None = None
+    reconstruction: int | None = None
     captions: int | None = None  # of each image in retrieval
     fusion_sets: int | None = None  # retrieval by a fusion model, a forward for every pair, on the first so many sets only
 
@@ -54,12 +56,12 @@ def evaluate(
 
     Retrieval where samples have captions; matching where there are captions, minimal edits or labelled statements; masked words where
     the checkpoint has such a head; zero-shot classification into ``classes``, or, of dual encoders, where samples have objects with colour
-    and shape, into these.
+    and shape, into these. Of discrete autoencoders, reconstruction.
 
     Args:
         pretrained: the model.
         data: the validation sets of a data module, or sets.
-        only: names out of ``retrieval``, ``matching``, ``mlm``, ``zeroshot``.
+        only: names out of ``retrieval``, ``matching``, ``mlm``, ``zeroshot``, ``reconstruction``.
         limits: most samples of each.
         templates: prompts of zero-shot classification.
         classes: of zero-shot classification, for data that name one themselves.
@@ -83,6 +85,8 @@ def evaluate(
             results += matching(model, data_set, limits.matching)
         if "mlm" in only:
             results += masked_accuracy(model, data_set, limits.mlm)
+        if "reconstruction" in only:
+            results += reconstruction(model, data_set, limits.reconstruction)
         if "zeroshot" in only and classes is not None and ranked:
             results += zeroshot(model, data_set, classes.names, classes.of, templates, limits.zeroshot)
         elif "zeroshot" in only and model.dual:
@@ -131,8 +135,7 @@ def table(results: Iterable[Result], title: str = "Evaluation") -> Table:
     for column in ("value", "chance", "count", "weights"):
         made.add_column(column, justify="right")
     for result in results:
-        rank = result.name.endswith("median_rank")
-        value = f"{result.value:.1f}" if rank else f"{100 * result.value:.1f} %"
+        value = shown(result.name, result.value)
         chance = "" if result.chance is None else f"{100 * result.chance:.1f} %"
         made.add_row(result.name, value, chance, str(result.stamp.count), result.stamp.weights)
     return made

@@ -42,6 +42,10 @@ class Values(NamedTuple):
         return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
 
+_LOWER = ("rank", "/mse", "/dead")  # ends of names: the lowest is best
+_NO_SHARES = (*_LOWER, "/psnr", "/perplexity")
+
+
 class Line(NamedTuple):
     """One measurement of all systems."""
 
@@ -56,7 +60,7 @@ class Line(NamedTuple):
     def share(self) -> bool:
         """Whether it lies between 0 and 100 %."""
         values = [v for of in self.systems.values() for v in of.by_seed.values()]
-        return not self.name.endswith("rank") and all(0 <= v <= 1 for v in values)
+        return not self.name.endswith(_NO_SHARES) and all(0 <= v <= 1 for v in values)
 
     @property
     def headline(self) -> bool:
@@ -119,9 +123,9 @@ def leader(line: Line) -> str | None:
     """The system whose mean is best by more than twice the standard error of the difference to the second; None without such a lead.
 
     The error has the spread over seeds in it, and, of shares, what a test set of that size leaves open (binomial, once for each system).
-    Needs two seeds of each; of ranks the lowest is best.
+    Needs two seeds of each; of ranks, errors and unused codes the lowest is best.
     """
-    sign = -1 if line.name.endswith("rank") else 1
+    sign = -1 if line.name.endswith(_LOWER) else 1
     order = sorted(line.systems, key=lambda system: -sign * line.systems[system].mean)
     if line.unlike or len(order) < 2:
         return None

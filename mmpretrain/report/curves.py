@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mmpretrain.report.run import Series
 
 SECTIONS = ("Loss", "Objectives", "Validation", "Speed", "Data", "Other")
-_MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot")
+_MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction")
 _LOSS = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm"}
 _SIGHTS = {"accuracy": "with image", "accuracy_other_image": "with another image", "accuracy_without_image": "without image"}
 POINT_LIMIT = 1200  # per line; more cannot be seen and would make the page heavy
@@ -72,6 +72,8 @@ def _measured(split: str, rest: str) -> tuple[str, str, str]:
         return "Validation", f"{where}: {_words(leaf)}", path[2]
     if path and path[0] == "matching" and len(path) > 3:
         return "Validation", f"{where}: {_words(leaf)} by {path[2].removesuffix('s')}", " ".join(path[3:])
+    if path and path[0] == "reconstruction":
+        return "Validation", f"{where}: {_words(leaf)}", split
     if leaf in _SIGHTS:
         return "Validation", f"{where}: accuracy", _SIGHTS[leaf]
     return "Validation", where or _words(rest), _words(leaf)
@@ -135,7 +137,7 @@ def payload(made: list[Chart]) -> list[dict[str, Any]]:
 
 
 def _unit(title: str, lines: list[Line]) -> str:
-    share = re.search(r"accuracy|share|preferred|image to text|text to image|top\d", title)
+    share = re.search(r"accuracy|share|usage|preferred|image to text|text to image|top\d", title)
     inside = all(0 <= v <= 1 for line in lines for v in line.series.values if math.isfinite(v))
     return "%" if share and inside else ""
 

@@ -16,7 +16,7 @@ from mmpretrain.report.markup import Html, Pictures, asset, document, join, numb
 from mmpretrain.report.run import PANELS, Result, Row, Run, Series
 
 REPORT = "report.html"
-_SHARE = re.compile(r"accuracy|preferred|\bacc\b|R@\d|recall|top-?\d|share|waiting|%", re.IGNORECASE)
+_SHARE = re.compile(r"accuracy|preferred|usage|\bacc\b|R@\d|recall|top-?\d|share|waiting|%", re.IGNORECASE)
 _HEADLINES = 5
 
 

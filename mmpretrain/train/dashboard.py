@@ -55,7 +55,7 @@ def best(name: str) -> str:
     leaf = name.rpartition("/")[2]
     if leaf.endswith("loss"):
         return "min"
-    return "max" if "accuracy" in leaf or "_R@" in leaf else "last"
+    return "max" if "accuracy" in leaf or "_R@" in leaf or leaf == "psnr" else "last"
 
 
 def mode() -> str:

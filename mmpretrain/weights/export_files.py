@@ -155,7 +155,7 @@ def card(pretrained: Any, to: str, family: str, parameters: int, difference: flo
     if (to, family) == ("transformers", "ViLT"):
         note = f"\n\nA matching head, where there is one, is in `{HEADS}`: two logits of the pooled output, the second means match."
     use = f"```python\n{code}\n```{note}"
-    library = "mmpretrain" if to == "safetensors" else to
+    library = "mmpretrain" if to in ("safetensors", "openai") else to
     trained = f"objectives: {objectives}; {pretrained.weights} weights, step {about.get('step', 'unknown')}"
     return f"""---
 library_name: {library}
