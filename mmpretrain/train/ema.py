@@ -11,29 +11,34 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Ema:
-    """average <- decay * average + (1 - decay) * parameter, after each optimiser step.
+    """average <- decay * average + (1 - decay) * parameter, after every ``every``-th optimiser step.
 
     Args:
         module: its trained parameters are averaged.
         decay: in (0, 1).
         state: full tensors by name to continue from; None starts at the parameters.
+        every: optimiser steps from one update to the next (DALL-E, arXiv 2102.12092, appendix B.2: 25).
 
     Raises:
-        ValueError: ``decay`` out of range, or ``state`` lacks a parameter.
+        ValueError: ``decay`` or ``every`` out of range, or ``state`` lacks a parameter.
     """
 
-    def __init__(self, module: nn.Module, decay: float, state: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, module: nn.Module, decay: float, state: Mapping[str, Tensor] | None = None, every: int = 1) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"model.ema_decay={decay} must lie between 0 and 1")
-        self.decay = decay
+        if every < 1:
+            raise ValueError(f"model.ema_every={every} must be at least 1")
+        self.decay, self.every = decay, every
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         if state is not None:
             self.load(state)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Call once after each optimiser step."""
+    def update(self, done: int) -> None:
+        """Call once after each optimiser step; ``done``: steps of the run so far, by which a resumed run keeps the rhythm."""
+        if done % self.every:
+            return
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - self.decay)
 
     def state(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmpretrain.train import distributed
+from mmpretrain.train.step import StepResult
 from mmpretrain.types import Batch
 
 
@@ -27,6 +28,20 @@ class Meter:
         device = like.device if isinstance(like, Tensor) else None
         pair = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device).detach().reshape(()) for x in (total, count)])
         self.pairs[name] = pair if name not in self.pairs else self.pairs[name].to(pair.device) + pair
+
+    def add_step(self, result: StepResult) -> None:
+        """Add the loss of an optimiser step, those of its objectives and their statistics. A step whose loss is not finite, which is
+        skipped, leaves no trace."""
+        finite = result.finite_K.all()
+
+        def keep(x: Tensor) -> Tensor:
+            return torch.where(finite, x, torch.zeros_like(x))
+
+        self.add("train/loss", keep(result.loss), finite.to(torch.float32))
+        for name, (total, count) in result.losses.items():
+            self.add(f"train/{name}/loss", keep(total), keep(count))
+        for name, (total, count) in result.stats.items():
+            self.add(f"train/{name}", keep(total), keep(count))
 
     def read(self, device: torch.device, clear: bool = True) -> dict[str, float]:
         """name -> mean over all ranks; names without a count are left out. Every rank must call it."""

@@ -56,6 +56,7 @@ class Pretrain(EvaluatedModule):
         compile: ``torch.compile`` of each block.
         activation_checkpointing: recompute blocks in the backward.
         ema_decay: keep an average of the parameters; None: none.
+        ema_every: optimiser steps from one update of the average to the next.
         on_nonfinite: ``stop`` with an error, ``skip`` the step, or ``rollback`` to the last good checkpoint; all name the samples.
         on_spike: ``log``, ``skip`` or ``rollback`` where loss or gradient norm leave the range of the 128 steps before (6 sigma).
         max_skips: so many bad steps in a row stop the run.
@@ -78,6 +79,7 @@ class Pretrain(EvaluatedModule):
         compile: bool = False,
         activation_checkpointing: bool = False,
         ema_decay: float | None = None,
+        ema_every: int = 1,
         on_nonfinite: Literal["stop", "skip", "rollback"] = "stop",
         on_spike: Literal["log", "skip", "rollback"] = "log",
         max_skips: int = 10,
@@ -93,7 +95,7 @@ class Pretrain(EvaluatedModule):
         self.task_schedule, self.task_weights = task_schedule, task_weights
         self.phases = Phases(phases)
         self.transforms, self.compile_blocks, self.activation_checkpointing = tuple(transforms or ()), compile, activation_checkpointing
-        self.ema_decay = ema_decay
+        self.ema_decay, self.ema_every = ema_decay, ema_every
         self.guard, self.roll_back = StepGuard(on_nonfinite, on_spike, max_skips), RollBack()
         self.backward_plan, self.reduction, self.seed = backward, reduction, seed
         self.adversarial = checked(adversarial, backward)
@@ -173,7 +175,7 @@ class Pretrain(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         if self.ema_decay is not None:
-            self.ema = Ema(self.root, self.ema_decay, self._ema_state)
+            self.ema = Ema(self.root, self.ema_decay, self._ema_state, self.ema_every)
             self._ema_state = None
 
     def on_train_start(self) -> None:
@@ -229,11 +231,12 @@ class Pretrain(EvaluatedModule):
         if self.guard.wants_rollback:
             self.guard.wants_rollback = False
             self.roll_back(self.trainer, self)
+        self.lr_schedulers().observe(self._result.loss, self._result.finite_K.all())
         self.lr_schedulers().step()
         self._result = self._result._replace(stats={**self._result.stats, **self.root.after_step()})
         if self.ema is not None:
-            self.ema.update()
-        self._measure(self._result, batches)
+            self.ema.update(self.trainer.global_step)
+        self.meter.add_step(self._result)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and hasattr(datamodule, "advance"):
             datamodule.advance()
@@ -262,18 +265,6 @@ class Pretrain(EvaluatedModule):
         if self.guard.wants_rollback:
             self.guard.wants_rollback = False
             self.roll_back(self.trainer, self)
-
-    def _measure(self, result: StepResult, batches: Sequence[Batch]) -> None:
-        finite = result.finite_K.all()
-
-        def keep(x: Tensor) -> Tensor:  # a skipped step leaves no trace in the means
-            return torch.where(finite, x, torch.zeros_like(x))
-
-        self.meter.add("train/loss", keep(result.loss), finite.to(torch.float32))
-        for name, (total, count) in result.losses.items():
-            self.meter.add(f"train/{name}/loss", keep(total), keep(count))
-        for name, (total, count) in result.stats.items():
-            self.meter.add(f"train/{name}", keep(total), keep(count))
 
     def tokens(self, batches: Sequence[Batch]) -> int:
         """Real tokens of micro-batches."""

@@ -36,6 +36,20 @@ class Schedule:
         """Factor of the base rate during optimiser step ``step`` of ``total``."""
         raise NotImplementedError(f"{type(self).__name__} must define factor")
 
+    def observe(self, step: int, total: int, loss: torch.Tensor, finite: torch.Tensor) -> None:
+        """The loss of optimiser step ``step`` (this rank's share; the mean over ranks is the loss), and whether it is finite. Called on
+        every rank, for schedules that follow the loss."""
+
+    def validated(self, loss: float) -> None:
+        """The loss of a validation, the same on every rank, for schedules that follow it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know beside the step: plain types. Every rank must call it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+
 
 class Constant(Schedule):
     """Linear warm-up, then constant."""
@@ -147,12 +161,28 @@ class StepScheduler(LRScheduler):
         factor = self.schedule.factor(self.last_epoch, self.total)
         return [base * factor for base in self.base_lrs]
 
+    def observe(self, loss: torch.Tensor, finite: torch.Tensor) -> None:
+        """The loss of the step that is about to end; before ``step``."""
+        self.schedule.observe(self.last_epoch, self.total, loss, finite)
+
+    def validated(self, loss: float) -> None:
+        """The loss of a validation; the rate of the next step is that of what the schedule makes of it."""
+        self.schedule.validated(loss)
+        self._apply()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"last_epoch": self.last_epoch}
+        state = self.schedule.state_dict()
+        return {"last_epoch": self.last_epoch, **({"schedule": state} if state else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the saved step; base rates, total and schedule are those of the present configuration."""
         self.last_epoch = int(state_dict["last_epoch"])
+        if "schedule" in state_dict:
+            self.schedule.load_state_dict(state_dict["schedule"])
+        self._apply()
+
+    def _apply(self) -> None:
+        """Put the factor of the present step on all groups."""
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
