@@ -117,7 +117,8 @@ def _charts(history: Mapping[str, Mapping[str, Series]]) -> list[curves.Chart]:
         section, title, line = curves.place(name)
         if len(own) > 1 and section in ("Objectives", "Validation", "Speed"):
             lines = tuple(curves.Line(system, curves.thin(series)) for system, series in own)
-            shares = not re.search(r"rank|: (mse|dead|psnr|perplexity)$", title) and all(0 <= value <= 1 for _, series in own for value in series.values)
+            no_share = re.search(r"rank|: (mse|dead|psnr|perplexity)$", title)
+            shares = no_share is None and all(0 <= value <= 1 for _, series in own for value in series.values)
             unit = "%" if section == "Validation" and shares else ""
             made.append(curves.Chart(section, f"{title}, {line}" if line else title, unit, lines))
     return sorted(made, key=lambda chart: (curves.SECTIONS.index(chart.section), chart.title))
