@@ -55,7 +55,7 @@ def indexes(columns: dict[str, np.ndarray]) -> Iterator[ShardIndex]:
         captions, images, heights, widths, sizes = (columns[name][number] for name in COLUMNS)
         ends = np.broadcast_to(np.int64(0), images.shape)  # of the keys
         head = (Path(f"{number:05d}.tar"), empty, ends, *[empty] * 5, captions, none, images, none, none)
-        yield ShardIndex(*head, heights, widths, sizes, none, none, ("jpg", "json"), 0, str(number), {}, (), 0)
+        yield ShardIndex(*head, heights, widths, sizes, none, none, none, none, ("jpg", "json"), 0, str(number), {}, (), 0)
 
 
 def memory() -> dict[str, float]:

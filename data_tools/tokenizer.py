@@ -167,7 +167,7 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     train.add_argument("shards", nargs="+", help="folders, tar files or patterns")
     train.add_argument("--kind", choices=tokenizer_training.TRAINED, default="wordpiece")
     train.add_argument("--vocab-size", type=int, default=30522)
-    train.add_argument("--cased", action="store_true", help="keep capital letters (WordPiece; byte-level BPE always keeps them)")
+    train.add_argument("--cased", action="store_true", help="keep capital letters")
     train.add_argument("--min-frequency", type=int, default=2, help="pieces are merged only if they come so often (default 2)")
     more = what.add_parser("extend", help="with words of a list, or those of shards that are cut into pieces")
     more.add_argument("tokenizer", help="a folder with a tokenizer, or clip")

@@ -2,7 +2,7 @@
 
 Nothing is read or decoded for it. Text tokens are counted from the bytes of the drawn text (``text_bytes`` bytes each, two more for the
 special tokens, at most ``data.max_tokens``), patches from height and width as the transform will make them, regions as they are counted, at
-most ``data.regions.most``. What is not read counts nothing.
+most ``data.regions.most``, image codes by their grid. What is not read counts nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmpretrain.data.errors import DataError
 from mmpretrain.data.image import ImageTransform, vilt_size
 from mmpretrain.data.units import Units
 
-LENGTHS = ("image", "text", "regions")
+LENGTHS = ("image", "text", "regions", "codes")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Buckets:
         window: batches of ``data.batch_size`` that are re-ordered together.
         tokens: a batch takes as many samples as fit: the longest of them times their number is at most so many tokens, over all ranks and
             micro-batches (UNITER's rule, arXiv 1909.11740: 10,240); None: batches of ``data.batch_size`` samples.
-        by: which lengths count: ``image``, ``text``, ``regions``; each only where it is read.
+        by: which lengths count: ``image``, ``text``, ``regions``, ``codes``; each only where it is read.
         multiple: batches of a token budget have a multiple of so many samples, but for the last two of a window.
         text_bytes: bytes of text that make one token.
 
@@ -38,7 +38,7 @@ class Buckets:
 
     window: int = 16
     tokens: int | None = None
-    by: tuple[str, ...] = ("image", "text", "regions")
+    by: tuple[str, ...] = ("image", "text", "regions", "codes")
     multiple: int = 8
     text_bytes: float = 4.0
 
@@ -55,7 +55,7 @@ class Shapes(NamedTuple):
     heights_P: np.ndarray  # of the picture, in pixels, as the model gets it; 0 without one
     widths_P: np.ndarray
     texts_P: np.ndarray  # tokens; 0 without a text
-    cost_P: np.ndarray  # tokens, patches and regions together, as ``by`` says
+    cost_P: np.ndarray  # tokens, patches, regions and codes together, as ``by`` says
 
 
 class Ruler:
@@ -76,7 +76,8 @@ class Ruler:
         """What must be equal for batches to end at the same samples."""
         options, image = self.options, self.image
         size = f"{options.tokens} tokens in multiples of {options.multiple}" if options.tokens is not None else "batch_size"
-        by = [name for name in options.by if name != "regions" or any(one.reads_regions for one in self.units)]
+        unread = {"regions": not any(one.reads_regions for one in self.units), "codes": not any(one.reads_codes for one in self.units)}
+        by = [name for name in options.by if not unread.get(name)]
         shapes = f"{image.mode} {image.size}/{image.multiple}, {self.max_tokens} tokens of {options.text_bytes:g} bytes"
         most = {one.shown.regions.most for one in self.units if one.reads_regions}
         shapes += f", {'/'.join(map(str, sorted(most)))} regions" if most else ""
@@ -88,7 +89,8 @@ class Ruler:
         patches = self._patches(*self._largest())
 
         def of(one: Units) -> int:
-            most = {"text": self.max_tokens, "image": patches if one.shown.has_image else 0, "regions": one.most_regions}
+            most = {"text": self.max_tokens, "image": patches if one.shown.has_image else 0}
+            most |= {"regions": one.most_regions, "codes": one.most_codes}
             return sum(most[name] for name in self.options.by)
 
         return max(map(of, self.units))
@@ -109,7 +111,7 @@ class Ruler:
         Args:
             keys_P: uint64, what the drawn text depends on; see ``draws.keys``.
         """
-        rows = np.zeros((5, len(source_P)), dtype=np.int64)  # height, width, bytes of the text, regions, number of the text
+        rows = np.zeros((6, len(source_P)), dtype=np.int64)  # height, width, bytes of the text, regions, number of the text, codes
         order = np.argsort(source_P << 32 | shard_P, kind="stable")
         borders = np.flatnonzero(np.diff((source_P << 32 | shard_P)[order], prepend=-1))
         for chosen in np.split(order, borders[1:]):
@@ -119,7 +121,7 @@ class Ruler:
         made = np.asarray([self._size(size >> 32, size & 0xFFFFFFFF) for size in sizes.tolist()], dtype=np.int64).reshape(-1, 3)
         height_P, width_P, patches_P = made[inverse].T
         tokens_P = np.minimum(np.ceil(rows[2] / self.options.text_bytes).astype(np.int64) + 2, self.max_tokens) * (rows[4] >= 0)
-        parts = {"image": patches_P, "text": tokens_P, "regions": rows[3]}
+        parts = {"image": patches_P, "text": tokens_P, "regions": rows[3], "codes": rows[5]}
         cost_P = np.maximum(sum((parts[name] for name in self.options.by), start=np.zeros(len(source_P), dtype=np.int64)), 1)
         return Shapes(height_P, width_P, tokens_P, cost_P), rows[4]
 

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmpretrain.data import told, working
 from mmpretrain.data.bad import CONSECUTIVE, record
+from mmpretrain.data.codes import MAX_KNOWN, decode_codes
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.drawing import PositionDraw
 from mmpretrain.data.errors import BadSample, DataError, named
@@ -40,6 +42,8 @@ class Source:
         region_width: values that the feature of a region must have; None: any number.
         tagger: makes the tags that texts are told with; None: texts stand alone.
         neighbours: the texts that are alike; None: no preparer wants them.
+        codes: K, which the ids of image codes must be below.
+        dropout: rate of BPE dropout of texts in training.
     """
 
     def __init__(
@@ -54,8 +58,10 @@ class Source:
         region_width: int | None = None,
         tagger: Tagger | None = None,
         neighbours: Neighbours | None = None,
+        codes: int = MAX_KNOWN,
+        dropout: float = 0.0,
     ) -> None:
-        self.region_width, self.tagger, self.neighbours = region_width, tagger, neighbours
+        self.region_width, self.tagger, self.neighbours, self.known, self.dropout = region_width, tagger, neighbours, codes, dropout
         self.reader, self.units, self.tokenizer, self.transform = reader, units, tokenizer, transform
         self.on_bad, self.name, self.preparers = on_bad, name, dict(preparers or {})
         self.wants = {what for one in self.preparers.values() for what in getattr(one, "wants", ())}
@@ -85,11 +91,24 @@ class Source:
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
 
+    def codes(self, shard: int, sample: Sample) -> Tensor:
+        """The image codes of a sample: int64 (h, w)."""
+        try:
+            return torch.from_numpy(decode_codes(sample.codes or b"", self.known).astype(np.int64))
+        except BadSample as error:
+            raise BadSample.of(self.reader.paths[shard], sample.key, error) from None
+
     def visual(self, shard: int, sample: Sample, rng: np.random.Generator | None) -> Visual:
-        """What is shown of a sample."""
-        image = self.picture(shard, sample, rng) if self.units.reads_image else None
+        """What is shown of a sample. ``rng``: of the augmentation of pictures; None: none."""
+        image = self.picture(shard, sample, rng if self.units.shown.augments else None) if self.units.reads_image else None
         regions = self.regions(shard, sample) if self.units.reads_regions else None
-        return Visual(image, regions, self.tags(shard, sample, regions))
+        codes = self.codes(shard, sample) if self.units.reads_codes else None
+        return Visual(image, regions, self.tags(shard, sample, regions), codes)
+
+    def seen(self, shard: int, place: int, rng: np.random.Generator | None) -> tuple[str, Visual]:
+        """(key, what is shown) of a sample by its number in its shard."""
+        sample = self.reader.read_at(shard, place, *self.units.read)
+        return sample.key, self.visual(shard, sample, rng)
 
     @property
     def tags_need_regions(self) -> bool:
@@ -120,7 +139,7 @@ class Source:
         """The example of a unit, before preparers. ``text``: which of its texts is shown, where the plan has drawn it."""
         place, own, number = self.units.resolve(shard, unit)
         draw.number = number
-        sample = self.reader.read_at(shard, place, self.units.reads_image, self.units.reads_regions)
+        sample = self.reader.read_at(shard, place, *self.units.read)
         texts = self.texts(sample) if self.units.reads != "images" else ()
         chosen = own if own is not None else text
         if texts and chosen is None:
@@ -132,11 +151,12 @@ class Source:
             key=sample.key,
             position=draw.position if draw.epoch >= 0 else -1,
             draw_key=draw.key,
-            text=self.tokenizer.tokenize(texts[chosen], visual.tags) if chosen is not None and texts else None,
+            text=draw.tokenize(texts[chosen], visual.tags) if chosen is not None and texts else None,
             image=visual.image,
             matched=said.matched,
             meta={**sample.meta, **said.about},
             regions=visual.regions,
+            codes=visual.codes,
         )
 
     def must_have(self, what: str) -> None:

@@ -2,8 +2,8 @@
 
 Nothing is unpickled and no outside program runs: Pillow is told the three formats it may try, so that bytes of another kind named ``.jpg``
 are refused. Limits: 64 KiB of text, 4 MiB of JSON nested at most 32 deep, 64 MiB and 50 million pixels (read from the header before
-decoding) of a picture. Those
-of ``KEY.regions.npz`` are in :mod:`mmpretrain.data.regions`.
+decoding) of a picture. Those of ``KEY.regions.npz`` are in :mod:`mmpretrain.data.regions`, of ``KEY.codes.npy`` in
+:mod:`mmpretrain.data.codes`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmpretrain.data import regions
+from mmpretrain.data import codes, regions
 from mmpretrain.data.errors import BadSample
 from mmpretrain.types import Sample, Statement
 
@@ -34,18 +34,19 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 IMAGE = re.compile(r"(?:img(\d{1,3})\.)?(?:jpg|jpeg|png|webp)")
 _ORIENTATION = 0x0112
 REGIONS = "regions.npz"
+CODES = "codes.npy"
 TEXTS = ("txt", "json")
 _LABELS = {"true": True, "false": False, "True": True, "False": False}
 
 
 def allowed(extension: str) -> bool:
-    """Whether a member with this (lower-case) extension is read: txt, json, regions.npz, jpg, jpeg, png, webp, ``imgN.png``, ..."""
-    return extension in TEXTS or extension == REGIONS or IMAGE.fullmatch(extension) is not None
+    """Whether a member with this (lower-case) extension is read: txt, json, regions.npz, codes.npy, jpg, png, webp, ``imgN.png``, ..."""
+    return extension in (*TEXTS, REGIONS, CODES) or IMAGE.fullmatch(extension) is not None
 
 
 def limit(extension: str) -> int | None:
     """Most bytes that a member may have; None where it is not read. Of pictures the pixels are limited, too."""
-    known = {"txt": MAX_TEXT, "json": MAX_JSON, REGIONS: regions.MAX_FILE}.get(extension)
+    known = {"txt": MAX_TEXT, "json": MAX_JSON, REGIONS: regions.MAX_FILE, CODES: codes.MAX_FILE}.get(extension)
     return MAX_PICTURE if known is None and IMAGE.fullmatch(extension) else known
 
 
@@ -173,7 +174,7 @@ def assemble(key: str, members: Mapping[str, bytes | None]) -> Sample:
 
     Args:
         key: of the sample.
-        members: extension -> bytes, only allowed ones; None for a picture or regions whose bytes are not wanted.
+        members: extension -> bytes, only allowed ones; None for a picture, regions or codes whose bytes are not wanted.
 
     Raises:
         BadSample: text or JSON that breaks the rules.
@@ -186,7 +187,7 @@ def assemble(key: str, members: Mapping[str, bytes | None]) -> Sample:
         raise BadSample(f"two pictures claim one place: {', '.join(name for _, name in names)}")
     images = tuple(members[name] or b"" for _, name in names)
     rest = {name: value for name, value in meta.items() if name not in ("captions", "statement", "label", "statements")}
-    return Sample(key, captions, images, statements, rest, members.get(REGIONS))
+    return Sample(key, captions, images, statements, rest, members.get(REGIONS), members.get(CODES))
 
 
 def _captions(meta: Mapping[str, Any], text: bytes | None) -> tuple[str, ...]:

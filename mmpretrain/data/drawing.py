@@ -48,12 +48,11 @@ class PositionDraw:
         return self.source.units.usable(drawn + (drawn >= self.number))
 
     def other_visual(self, k: int) -> tuple[str, Visual]:
-        """(key, picture and regions) of the k-th other sample, uniform over its source, never the sample itself."""
+        """(key, what it shows) of the k-th other sample, uniform over its source, never the sample itself."""
         self.source.must_have("picture")
         rng = self.generator(f"other_image/{k}")
         shard, place = self._other(rng)
-        sample = self.source.reader.read_at(shard, place, self.source.units.reads_image, self.source.units.reads_regions)
-        return sample.key, self.source.visual(shard, sample, rng if self.augment else None)
+        return self.source.seen(shard, place, rng if self.augment else None)
 
     def other_text(self, k: int) -> tuple[str, Tokens]:
         """(key, one text) of the k-th other sample, uniform over its source, never the sample itself; with that sample's own tags, where
@@ -75,11 +74,12 @@ class PositionDraw:
 
     def _text(self, shard: int, place: int, choose: Callable[[Sequence[str]], int]) -> tuple[str, Tokens]:
         source = self.source
-        sample = source.reader.read_at(shard, place, False, source.tags_need_regions)
+        sample = source.reader.read_at(shard, place, False, source.tags_need_regions, False)
         texts = source.texts(sample)
         tags = source.tags(shard, sample, source.regions(shard, sample) if source.tags_need_regions else None)
         return sample.key, self.tokenize(texts[choose(texts)], tags)
 
     def tokenize(self, text: str, second: str | None = None) -> Tokens:
-        """One text, or a pair."""
-        return self.source.tokenizer.tokenize(text, second)
+        """One text, or a pair; in training with BPE dropout, where the run has it. Asked again, an example gives the same tokens."""
+        rate = self.source.dropout if self.augment else 0.0
+        return self.source.tokenizer.tokenize(text, second, rate, self.generator("bpe") if rate else None)

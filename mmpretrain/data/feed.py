@@ -99,7 +99,7 @@ class Feed:
         return BucketTrack(order, self.batch_size, self.buckets, self.ruler)
 
     def _same_kind(self) -> None:
-        kinds = {f"{part.units.reads} with regions" if part.units.reads_regions else part.units.reads: part.name for part in self.parts}
+        kinds = {part.units.kind: part.name for part in self.parts}
         if len(kinds) > 1:
             listed = " and ".join(f"{reads} of {name!r}" for reads, name in kinds.items())
             raise DataError(f"data.mix=sample would put {listed} into one batch; set data.mix=batch, which gives every batch one source")

@@ -23,7 +23,7 @@ from mmpretrain.data.errors import DataError
 from mmpretrain.data.index_build import ARRAYS, ShardIndex, build
 from mmpretrain.data.mapped import map_npz
 
-VERSION = 3  # of the file
+VERSION = 4  # of the file
 _SHOW_PROGRESS = 256 << 20  # bytes to index
 _COPY = "copy the shard again, or, if it was changed on purpose, "
 

@@ -42,6 +42,8 @@ class ShardIndex(NamedTuple):
     caption_bytes_C: np.ndarray  # uint16: bytes of each caption of each sample, one sample after another
     statement_bytes_C: np.ndarray  # uint16
     question_bytes_C: np.ndarray  # uint16
+    code_rows_S: np.ndarray  # uint16: grid of the image codes of the sample; 0 where it has none, or their header cannot be read
+    code_columns_S: np.ndarray  # uint16
     extensions: tuple[str, ...]
     tar_size: int
     digest: str  # sha256 of the keys, the members and the counts of texts and pictures
@@ -65,7 +67,7 @@ class ShardIndex(NamedTuple):
         ]
 
 
-ARRAYS = tuple(ShardIndex._fields[1:18])
+ARRAYS = tuple(ShardIndex._fields[1:20])
 _IDENTITY = 10  # arrays that the digest covers: the shapes follow from them
 
 
@@ -73,7 +75,7 @@ class _Entry(NamedTuple):
     """A member of the sample that is being collected."""
 
     member: tar.Member
-    data: bytes | None  # of texts and regions
+    data: bytes | None  # of texts, regions and codes
     crc: int
     size: tuple[int, int] | None  # height and width of a picture
 
@@ -89,6 +91,7 @@ class _Builder:
         self.first = [0]
         self.counts: list[tuple[int, ...]] = []  # captions, statements, pictures, regions, questions
         self.sizes: list[tuple[int, int]] = []
+        self.grids: list[tuple[int, int]] = []
         self.texts: tuple[list[int], ...] = ([], [], [])  # bytes of captions, of statements and of questions
         self.ignored: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -126,18 +129,21 @@ class _Builder:
             counts = (len(sample.captions), len(sample.statements), len(sample.images), shapes.regions(sample.regions), len(asked))
             self.counts.append(counts)
             self.sizes.append(shapes.joined([entry.size for entry in readable.values() if entry.size is not None]))
+            self.grids.append(shapes.codes(sample.codes))
         except BadSample as error:
             self.bad += 1
             if len(self.problems) < _PROBLEMS_KEPT:
                 self.problems.append(f"{key}: {error}")
             self.counts.append((0, 0, 0, 0, 0))
             self.sizes.append((0, 0))
+            self.grids.append((0, 0))
 
     def finish(self, tar_size: int) -> ShardIndex:
         names = sorted({row[3] for row in self.rows})
         code = {name: number for number, name in enumerate(names)}
         rows, counts = self.rows, np.minimum(np.asarray(self.counts, dtype=np.int64).reshape(-1, 5), _MOST).astype(np.uint16)
         sizes = np.asarray(self.sizes, dtype=np.uint32).reshape(-1, 2)
+        grids = np.asarray(self.grids, dtype=np.uint16).reshape(-1, 2)
         arrays: tuple[np.ndarray, ...] = (
             np.frombuffer(b"".join(self.keys), dtype=np.uint8),
             np.cumsum([len(key) for key in self.keys], dtype=np.int64),
@@ -149,6 +155,7 @@ class _Builder:
             *(np.ascontiguousarray(counts[:, column]) for column in range(5)),
             *(np.ascontiguousarray(sizes[:, column]) for column in range(2)),
             *(np.minimum(np.asarray(texts, dtype=np.int64), _MOST).astype(np.uint16) for texts in self.texts),
+            *(np.ascontiguousarray(grids[:, column]) for column in range(2)),
         )
         digest = hashlib.sha256(json.dumps([_DIGESTED, tar_size, names]).encode())
         for array in arrays[:_IDENTITY]:

@@ -34,7 +34,7 @@ class TrainSource:
         reads: ``pairs``: samples with a picture and a text; ``texts`` or ``images``: this alone is needed and read.
         text_from: ``captions``, ``statements``, ``questions`` or ``captions+questions``; None: as ``data.text_from``.
         captions: ``sample`` or ``all``; None: as ``data.captions``.
-        show: ``image``, ``regions`` or ``both``; None: as ``data.show``.
+        show: ``image``, ``regions``, ``both``, ``codes`` or ``image+codes``; None: as ``data.show``.
         regions: which regions; None: as ``data.regions``.
 
     Raises:
@@ -48,7 +48,7 @@ class TrainSource:
     reads: Literal["pairs", "texts", "images"] = "pairs"
     text_from: Literal["captions", "statements", "questions", "captions+questions"] | None = None
     captions: Literal["sample", "all"] | None = None
-    show: Literal["image", "regions", "both"] | None = None
+    show: Literal["image", "regions", "both", "codes", "image+codes"] | None = None
     regions: RegionOptions | None = None
 
     def __post_init__(self) -> None:

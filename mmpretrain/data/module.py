@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from mmpretrain.data import regions_info, working
+from mmpretrain.data import codes_info, regions_info, working
 from mmpretrain.data.answers import AnswerOptions
 from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.cursor import Cursor
@@ -50,7 +50,8 @@ class ShardData(ReadingData):
         captions: ``sample``: an epoch shows every sample once with one of its texts drawn; ``all``: every text of every sample once.
         text_from: ``captions``; ``statements`` with their labels (a false one comes with ``matched=False``); ``questions``; or
             ``captions+questions``, of which one is drawn (LXMERT).
-        show: what is read of a sample's visual side: ``image``, ``regions`` (``KEY.regions.npz``; no picture is read then), or ``both``.
+        show: what is read of a sample's visual side: ``image``, ``regions`` (``KEY.regions.npz``; no picture is read then), ``both``,
+            ``codes`` (``KEY.codes.npy``: the picture as tokens of a discrete autoencoder), or ``image+codes``.
         regions: which of them.
         tags: texts are pairs of a text and the names of the objects of the picture; None: texts stand alone.
         answers: what questions are answered with; None: answers are not read.
@@ -82,7 +83,7 @@ class ShardData(ReadingData):
         image: ImageTransform = ImageTransform(),  # noqa: B008  (frozen)
         captions: Literal["sample", "all"] = "sample",
         text_from: Literal["captions", "statements", "questions", "captions+questions"] = "captions",
-        show: Literal["image", "regions", "both"] = "image",
+        show: Literal["image", "regions", "both", "codes", "image+codes"] = "image",
         regions: RegionOptions = RegionOptions(),  # noqa: B008  (frozen)
         tags: TagOptions | None = None,
         answers: AnswerOptions | None = None,
@@ -177,6 +178,9 @@ class ShardData(ReadingData):
             self.region_width = regions_info.feature_width(part.units for part in parts)
             model = getattr(getattr(getattr(self.trainer, "lightning_module", None), "root", None), "model", None)
             regions_info.check_model(getattr(model, "spec", None), self.region_width)
+            codes_info.check_model(getattr(model, "spec", None), self.codes_info)
+            if any(part.units.reads_image and part.units.reads_codes for part in parts):
+                codes_info.check_image(self.image, self.codes_info)
             self.feed = Feed(parts, self.mix, self.batch_size, self.seed, self.block, self.buckets, self.image, self.max_tokens)
             self.feed.check(self.world, self.accumulate)
             self.cursor = _CURSORS[self.feed.mix](self.feed, self.identity(), self.allow_data_change)
@@ -191,7 +195,7 @@ class ShardData(ReadingData):
             facts["sources"] = self.set.facts(self.feed.parts)
         else:
             facts = {"fingerprint": self.fingerprint, **facts, "captions": self.captions, "text_from": self.text_from}
-            facts |= {"show": shown.show} if (shown := self.set.shown("")).has_regions else {}
+            facts |= {"show": shown.show} if (shown := self.set.shown("")).show != "image" else {}
         return facts if self.feed.ruler is None else {**facts, "buckets": self.feed.ruler.identity}
 
     def _ask(self, trainer: pl.Trainer) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmpretrain.data import working
 from mmpretrain.data.cache import unlock
-from mmpretrain.data.decode import REGIONS, TEXTS, assemble, limit
+from mmpretrain.data.decode import CODES, REGIONS, TEXTS, assemble, limit
 from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
 from mmpretrain.data.place import Remote, beside
@@ -163,12 +163,13 @@ class ShardReader:
         """How messages name a sample: shard and key."""
         return named(str(self.paths[shard]), self.indexes[shard].key(sample))
 
-    def read_at(self, shard: int, sample: int, images: bool = True, regions: bool | None = None) -> Sample:
+    def read_at(self, shard: int, sample: int, images: bool = True, regions: bool | None = None, codes: bool | None = None) -> Sample:
         """Sample ``sample`` of shard ``shard``.
 
         Args:
             images: False leaves pictures out, which are then empty bytes.
             regions: False leaves regions out, which are then None; None: as ``images``.
+            codes: False leaves image codes out, which are then None; None: as ``images``.
 
         Raises:
             BadSample: naming shard and key, where bytes differ from the index or texts break the rules.
@@ -176,7 +177,7 @@ class ShardReader:
         working.note(self.name(shard, sample))
         index = self.indexes[shard]
         wanted = index.members(sample)
-        read = {REGIONS: images if regions is None else regions, **dict.fromkeys(TEXTS, True)}
+        read = {name: images if wish is None else wish for name, wish in ((REGIONS, regions), (CODES, codes))} | dict.fromkeys(TEXTS, True)
         unread = {name: None for name, *_ in wanted if not read.get(name, images)}
         wanted = [entry for entry in wanted if entry[0] not in unread]
         try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
-from mmpretrain.data import answers, neighbours, regions_info, tokenizer_training
+from mmpretrain.data import answers, codes_info, neighbours, regions_info, tokenizer_training
 from mmpretrain.data.answers import AnswerOptions
+from mmpretrain.data.codes import MAX_KNOWN
+from mmpretrain.data.codes_info import CodesInfo
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.dataset import Source
 from mmpretrain.data.image import ImageTransform
@@ -70,16 +73,42 @@ class ReadingData(PositionedData):
             told = Told(self.tagger(self.reader), any("questions" in TEXTS[self.set.text_from(name)] for name in self.set.specs))
             made = tokenizer_training.make(self.text, self.max_tokens, self.reader, told=told)
             self._tokenizer = made if self.answers is None else made.with_answers(answers.make(self.answers, self.reader))
+        if self.text.dropout:
+            _ = self._tokenizer.dropping  # refused here, not in a worker
         return self._tokenizer
 
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Use this tokenizer, that of a checkpoint, where the options would train one: other shards must not change what an id means."""
         self._tokenizer = tokenizer.with_max_tokens(self.max_tokens)
 
+    @cached_property
+    def codes_info(self) -> CodesInfo | None:
+        """What made the image codes of all sets that show them; None where none does.
+
+        Raises:
+            DataError: see ``codes_info.check_readers``.
+        """
+        train, val = (filter(self.set.shows_codes, names) for names in (self.set.specs, self.val_sources))
+        return codes_info.check_readers([*map(self.set.reader_of, train), *map(self.val_reader, val)])
+
+    @cached_property
+    def shown_regions(self) -> RegionsInfo | None:
+        """What made the regions of all training sets that show them; None where none does, or no ``regions.json`` says.
+
+        Raises:
+            DataError: see ``regions_info.check_readers``.
+        """
+        names = [name for name, spec in self.set.specs.items() if spec.reads != "texts" and self.set.shown(name).has_regions]
+        return regions_info.check_readers(map(self.set.reader_of, names))
+
     @property
     def vocabulary(self) -> Vocabulary:
-        """Of the tokenizer."""
-        return self.tokenizer.vocabulary
+        """Of the tokenizer; how many image codes the data hold; how many classes and attributes the regions that are shown may have."""
+        found = self.tokenizer.vocabulary._replace(codes=self.codes_info.codes if self.codes_info is not None else 0)
+        if (info := self.shown_regions) is None:
+            return found
+        sizes = (len(info.classes or ()), info.background, len(info.attributes or ()))
+        return found._replace(region_classes=sizes[0], region_background=sizes[1], region_attributes=sizes[2])
 
     @property
     def transform(self) -> ImageTransform:
@@ -113,4 +142,4 @@ class ReadingData(PositionedData):
         wanted = {what for one in preparers.values() for what in getattr(one, "wants", ())}
         alike = neighbours.make(reader, units.text_from) if "neighbours" in wanted and units.reads != "images" else None
         way = (self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width, self.tagger(reader), alike)
-        return Source(reader, units, *way)
+        return Source(reader, units, *way, self.codes_info.codes if self.codes_info is not None else MAX_KNOWN, self.text.dropout)

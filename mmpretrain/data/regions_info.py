@@ -1,17 +1,18 @@
 """``regions.json``: what made the ``KEY.regions.npz`` members of a folder of shards, and the check that no two makers are mixed.
 
-The numbers of a feature vector, a class or an attribute mean something together with their extractor alone: training on shards of one and
-validating on those of another would go on without an error and mean nothing. So the file with the names stands beside the shards, and
-whoever opens several folders calls :func:`same_extractor`; the data module calls :func:`check_readers` for all that it reads.
+The numbers of a feature vector, a class or an attribute mean something together with their extractor alone. So the file with the names
+stands beside the shards, and whoever opens several folders calls :func:`same_extractor`; the data module calls :func:`check_readers` for
+all that it reads.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmpretrain.data import made_by
 from mmpretrain.data.cache import write_atomic
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader
@@ -21,7 +22,6 @@ from mmpretrain.types import Spec
 
 NAME = "regions.json"
 VERSION = 1
-_MOST = 16 << 20  # bytes
 _TRIED = 100  # samples of a set whose regions are looked at for their width
 
 
@@ -87,20 +87,7 @@ def read_info(folder: Path) -> RegionsInfo | None:
     Raises:
         DataError: it cannot be read.
     """
-    path = folder / NAME
-    if not path.is_file():
-        return None
-    if path.stat().st_size > _MOST:
-        raise DataError(f"{path}: {path.stat().st_size} bytes are more than {_MOST}; make the shards again")
-    return _parse(path.read_bytes(), path)
-
-
-def _parse(data: bytes, path: Path | str) -> RegionsInfo:
-    try:
-        found = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: it is no JSON ({error}); make the shards again") from None
-    return RegionsInfo.from_json(found if isinstance(found, dict) else {}, path)
+    return made_by.read(folder / NAME, RegionsInfo.from_json)
 
 
 def write_info(folder: Path, info: RegionsInfo) -> None:
@@ -123,7 +110,7 @@ def check_readers(readers: Iterable[ShardReader]) -> RegionsInfo | None:
     Raises:
         DataError: shards of different extractors, naming their folders.
     """
-    return _one(_beside(readers))
+    return _one(made_by.beside(readers, NAME, RegionsInfo.from_json, lambda index: bool(index.regions_S.any())))
 
 
 def feature_width(sets: Iterable[Units]) -> int | None:
@@ -169,28 +156,5 @@ def _width(units: Units) -> tuple[str, int] | None:
     return None
 
 
-def _beside(readers: Iterable[ShardReader]) -> Iterator[tuple[Path | str, RegionsInfo | None]]:
-    seen = set()
-    for reader in readers:
-        for shard, (path, index) in enumerate(zip(reader.paths, reader.indexes, strict=True)):
-            if path.parent in seen or not index.regions_S.any():
-                continue
-            seen.add(path.parent)
-            data = reader.beside(shard, NAME)
-            yield path.parent, _parse(data, f"{path.parent}/{NAME}") if data is not None else None
-
-
-def _one(found: Iterable[tuple[Path | str, RegionsInfo | None]]) -> RegionsInfo | None:
-    first: tuple[Path | str, RegionsInfo] | None = None
-    for folder, info in found:
-        if info is None:
-            continue
-        if first is None:
-            first = folder, info
-        elif info.fingerprint != first[1].fingerprint:
-            raise DataError(
-                f"the regions of {first[0]} were made by {first[1].source} ({first[1].fingerprint[:12]}) and those of {folder} by "
-                f"{info.source} ({info.fingerprint[:12]}): features of two extractors cannot be mixed; make both with the same one "
-                "(mmpretrain data regions), or leave one out"
-            )
-    return first[1] if first else None
+def _one(found: made_by.Found[RegionsInfo]) -> RegionsInfo | None:
+    return made_by.one(found, "regions", "features of two extractors cannot be mixed", "mmpretrain data regions")

@@ -1,4 +1,4 @@
-"""Sizes of pictures and numbers of regions from headers alone, for the index: nothing is decoded or inflated."""
+"""Sizes of pictures, numbers of regions and grids of codes from headers alone, for the index: nothing is decoded or inflated."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from mmpretrain.data.codes import code_grid
 from mmpretrain.data.decode import FORMATS
 from mmpretrain.data.errors import BadSample
 from mmpretrain.data.regions import region_counts
@@ -41,3 +42,13 @@ def regions(data: bytes | None) -> int:
         return region_counts(data)[0]
     except BadSample:
         return 0
+
+
+def codes(data: bytes | None) -> tuple[int, int]:
+    """Rows and columns of ``KEY.codes.npy``; (0, 0) where there is none or it cannot be read."""
+    if data is None:
+        return 0, 0
+    try:
+        return code_grid(data)
+    except BadSample:
+        return 0, 0

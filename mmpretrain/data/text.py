@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmpretrain.data.bpe_dropout import DroppingBpe
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.function_words import is_function_word
 from mmpretrain.types import Tokens, Vocabulary
@@ -33,9 +34,14 @@ class TextOptions:
         tokenizer: ``wordpiece`` or ``byte_bpe`` (trained on the training texts), ``clip`` (that of open_clip), or a folder with a
             transformers tokenizer.
         vocab_size: largest vocabulary when it is trained.
-        lowercase: of WordPiece.
+        lowercase: of the two that are trained here; texts and questions to the model are lower-cased with the tokenizer.
         min_frequency: a pair of pieces is merged only if it occurs so often.
         corpus: most samples that training reads, evenly spread over the set.
+        dropout: in training every merge of byte-pair encoding is left out with this probability (BPE-dropout, arXiv 1910.13267; DALL-E:
+            0.1), by the random numbers of the example; ids mean the same, evaluation has none.
+
+    Raises:
+        DataError: an option out of its range.
     """
 
     tokenizer: str = "wordpiece"
@@ -43,6 +49,16 @@ class TextOptions:
     lowercase: bool = True
     min_frequency: int = 2
     corpus: int = 1_000_000
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise DataError(f"data.text.dropout={self.dropout} must be from 0 to 1, below 1")
+
+    @property
+    def vocabulary(self) -> dict[str, Any]:
+        """The options that ids hang on."""
+        return {name: value for name, value in vars(self).items() if name != "dropout"}
 
 
 class Tokenizer:
@@ -131,17 +147,29 @@ class Tokenizer:
                 marks[number] = token.startswith(("Ġ", "▁"))
         return marks
 
-    def tokenize(self, text: str, second: str | None = None) -> Tokens:
+    @cached_property
+    def dropping(self) -> DroppingBpe:
+        """Its merges, to be left out at random.
+
+        Raises:
+            DataError: it is no plain byte-pair encoding.
+        """
+        return DroppingBpe(self.backend)
+
+    def tokenize(self, text: str, second: str | None = None, dropout: float = 0.0, generator: np.random.Generator | None = None) -> Tokens:
         """Ids with special tokens, at most ``max_tokens``, and the word of each (-1 for special tokens).
 
         With ``second`` a pair, as the tokenizer joins two texts (BERT: [CLS] first [SEP] second [SEP]), whose ``segments`` say which of the
         two a token belongs to; words are counted on. A pair that is too long loses the last token of the longer text, of the second one
         where they are alike, until it fits (BERT's and Oscar's released code; transformers may favour the second text by one token).
 
+        Args:
+            dropout: probability that a merge of byte-pair encoding is left out, by random numbers of ``generator``.
+
         Raises:
-            DataError: ``max_tokens`` leaves no room for a pair.
+            DataError: ``max_tokens`` leaves no room for a pair, or dropout of a tokenizer that has no merges.
         """
-        found, offsets = self._encode(text, second)
+        found, offsets = self._encode(text, second, dropout, generator)
         ids, words, word, starts = found.ids, [], -1, True
         for number, special in zip(ids, found.special_tokens_mask, strict=True):
             if special:
@@ -156,17 +184,25 @@ class Tokenizer:
         segments = _segments(found) if second is not None else None
         return Tokens(tuple(ids), tuple(words), text, segments, second, offsets if not self.clean else None)  # cleaning moves characters
 
-    def _encode(self, text: str, second: str | None) -> tuple[Any, tuple[tuple[int, int], ...]]:
+    def _encode(
+        self, text: str, second: str | None, dropout: float, generator: np.random.Generator | None
+    ) -> tuple[Any, tuple[tuple[int, int], ...]]:
         """The encoding, and the characters of its tokens."""
         if self.clean:
             text, second = clean_text(text), None if second is None else clean_text(second)
+
+        def encode(one: str, special: bool) -> Any:
+            if not dropout or generator is None:
+                return self.backend.encode(one, add_special_tokens=special)
+            return self.backend.post_process(self.dropping.encoding(one, dropout, generator), add_special_tokens=special)
+
         if second is None:
-            found = self.backend.encode(text)
+            found = encode(text, True)
             return found, tuple(found.offsets)
         room = self.max_tokens - self.backend.num_special_tokens_to_add(True)
         if room < 2:
             raise DataError(f"data.max_tokens={self.max_tokens} leaves no room for two texts beside the special tokens")
-        first, other = (self.backend.encode(one, add_special_tokens=False) for one in (text, second))
+        first, other = (encode(one, False) for one in (text, second))
         if len(first.ids) + len(other.ids) > room:
             kept = min(len(first.ids), max(-(-room // 2), room - len(other.ids)))
             first.truncate(kept)

@@ -79,7 +79,10 @@ def folder(path: Path, max_tokens: int) -> Tokenizer:
         else:
             raise DataError(f"{path}: no tokenizer.json; open it with transformers' AutoTokenizer once and save it with save_pretrained")
         tokens = {role: _content(config.get(f"{role}_token")) for role in ("pad", "mask", "cls", "sep", "unk", "bos", "eos")}
-        style = _style(json.loads(text))
+        described = json.loads(text)
+        style = _style(described)
+        if described["model"].get("dropout"):  # the library would draw from a generator of its own; data.text.dropout is ours
+            text = json.dumps({**described, "model": {**described["model"], "dropout": None}}, ensure_ascii=False)
     except (ValueError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
@@ -127,12 +130,13 @@ def wordpiece(vocabulary: dict[str, int], lowercase: bool, roles: dict[str, str]
 def save(tokenizer: Tokenizer, target: Path) -> None:
     """Write ``tokenizer.json``, ``tokenizer_config.json``, ``special_tokens_map.json`` and the vocabulary files of the older format.
 
-    transformers opens the folder with ``AutoTokenizer`` (BertTokenizer, RobertaTokenizer or CLIPTokenizer) and gives the same ids. CLIP's
-    texts are repaired with ftfy by open_clip and here, but not by transformers.
+    transformers opens the folder with ``AutoTokenizer`` (BertTokenizer, RobertaTokenizer, CLIPTokenizer; its general class for byte-level
+    BPE that lower-cases, which RobertaTokenizer would not do) and gives the same ids. CLIP's texts are repaired with ftfy by open_clip and
+    here, but not by transformers.
     """
     plain = tokenizer._plain()
     model = json.loads(plain)["model"]
-    roles = tokenizer.roles
+    roles, normalized = tokenizer.roles, tokenizer.backend.normalizer is not None
     config: dict[str, Any] = {"model_max_length": tokenizer.max_tokens, "clean_up_tokenization_spaces": False}
     if tokenizer.style == "wordpiece":
         lower = bool((json.loads(plain).get("normalizer") or {}).get("lowercase", True))
@@ -144,13 +148,14 @@ def save(tokenizer: Tokenizer, target: Path) -> None:
         config |= {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "errors": "replace"}
         special = {"bos_token": _SOT, "eos_token": _EOT, "unk_token": _EOT, "pad_token": _EOT}
     elif tokenizer.style == "byte_bpe":
-        config |= {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False, "trim_offsets": True, "errors": "replace"}
+        named = "PreTrainedTokenizerFast" if normalized else "RobertaTokenizer"
+        config |= {"tokenizer_class": named, "add_prefix_space": False, "trim_offsets": True, "errors": "replace"}
         special = {f"{role}_token": token for role, token in roles.items()}
         special |= {"bos_token": roles["cls"], "eos_token": roles["sep"]} if {"cls", "sep"} <= set(roles) else {}
     else:
         config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
         special = {f"{role}_token": token for role, token in roles.items()}
-    if tokenizer.style in ("clip", "byte_bpe"):
+    if tokenizer.style == "clip" or (tokenizer.style == "byte_bpe" and not normalized):
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         write_atomic(target / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False).encode("utf-8"))
         write_atomic(target / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]).encode("utf-8"))

@@ -22,7 +22,7 @@ from mmpretrain.data.text import TextOptions, Tokenizer
 from mmpretrain.data.told import Told
 
 TRAINED = ("wordpiece", "byte_bpe")
-_VERSION = 1
+_VERSIONS = {"wordpiece": 1, "byte_bpe": 2}  # 2: lower-casing
 _ALPHABET = 1000
 _SHOW_PROGRESS = 50_000  # samples
 
@@ -52,7 +52,7 @@ def make(
         return tokenizer_files.folder(path, max_tokens)
     import tokenizers
 
-    facts = [_VERSION, tokenizers.__version__, reader.fingerprint, vars(options), *told.facts]
+    facts = [_VERSIONS[options.tokenizer], tokenizers.__version__, reader.fingerprint, options.vocabulary, *told.facts]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     target = cache_root() / "tokenizers" / f"{name}.json"
     with locked(str(target)):
@@ -156,11 +156,13 @@ def _wordpiece(corpus: Callable[[], Iterable[str]], options: TextOptions, max_to
 
 
 def _byte_bpe(corpus: Callable[[], Iterable[str]], options: TextOptions, max_tokens: int) -> Tokenizer:
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from tokenizers import Tokenizer as Backend
 
     roles = tokenizer_files.ROBERTA_ROLES
     backend = Backend(models.BPE())
+    if options.lowercase:
+        backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

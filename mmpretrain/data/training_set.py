@@ -128,6 +128,11 @@ class TrainingSet:
             self._units[name] = Units(self.reader_of(name), self.text_from(name), every, self.specs[name].reads, left_out, self.shown(name))
         return self._units[name]
 
+    def shows_codes(self, name: str) -> bool:
+        """Whether the source ``name``, or the validation set of this name, shows image codes."""
+        spec = self.specs.get(name)
+        return self.defaults.shown.has_codes if spec is None else spec.reads != "texts" and self.shown(name).has_codes
+
     def val_units(self, name: str, reader: ShardReader) -> Units:
         """The units of a validation set, without what is in quarantine: read as the training source of its name, else as pairs."""
         left_out = quarantine.of(reader).samples
@@ -147,7 +152,7 @@ class TrainingSet:
         found = {}
         for part in parts:
             kind = f"{part.units.reads}/{part.units.text_from}/{'all' if part.units.every_text else 'sample'}"
-            kind += f"/{part.units.shown.show}" if part.units.reads_regions else ""
+            kind += f"/{part.units.shown.show}" if part.units.reads_regions or part.units.reads_codes else ""
             found[part.name] = {"as": kind, "shards": self.fingerprint_of(part.name)[:12], "weight": round(part.share, 6)}
             found[part.name] |= {"max_epochs": part.max_epochs} if part.max_epochs is not None else {}
             found[part.name] |= {"after": parts[part.after].name} if part.after is not None else {}

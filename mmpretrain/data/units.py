@@ -40,7 +40,7 @@ class Units:
         text_from: one of ``TEXTS``.
         every_text: one unit per text rather than per sample.
         reads: ``pairs``: a sample needs what is shown of it and a text; ``texts``, ``images``: this alone is needed and read.
-        shown: of the visual side of a sample: its picture, its regions or both.
+        shown: of the visual side of a sample: its picture, its regions, its codes.
         quarantine: shard -> numbers of its samples that are left out, ascending; see ``data.quarantine``.
 
     Raises:
@@ -62,10 +62,10 @@ class Units:
         self.every_text = every_text and reads != "images"
         self.quarantine = dict(quarantine or {})
         self._tables: OrderedDict[int, _Table] = OrderedDict()
-        counts = np.asarray([self._count(shard) for shard in range(len(reader.indexes))], dtype=np.int64).reshape(-1, 3)
+        counts = np.asarray([self._count(shard) for shard in range(len(reader.indexes))], dtype=np.int64).reshape(-1, 4)
         self.sample_ends, self.sizes, self.ends = np.cumsum(counts[:, 0]), counts[:, 1].copy(), np.cumsum(counts[:, 1])
         self.total, self.samples = int(self.ends[-1]), int(self.sample_ends[-1])
-        self.most_regions = int(counts[:, 2].max(initial=0))
+        self.most_regions, self.most_codes = int(counts[:, 2].max(initial=0)), int(counts[:, 3].max(initial=0))
         self.quarantined = sum(len(numbers) for numbers in self.quarantine.values())
         self.left_out = len(reader) - self.samples - self.quarantined
         if not self.total:
@@ -90,6 +90,22 @@ class Units:
         """Whether regions are read."""
         return self.reads != "texts" and self.shown.has_regions
 
+    @property
+    def reads_codes(self) -> bool:
+        """Whether image codes are read."""
+        return self.reads != "texts" and self.shown.has_codes
+
+    @property
+    def read(self) -> tuple[bool, bool, bool]:
+        """Whether pictures, regions and codes are read: what ``ShardReader.read_at`` asks for."""
+        return self.reads_image, self.reads_regions, self.reads_codes
+
+    @property
+    def kind(self) -> str:
+        """What its samples have in a batch, in words: samples of two kinds cannot share one."""
+        shown = " and ".join(name for name, read in zip(("pictures", "regions", "codes"), self.read, strict=True) if read)
+        return self.reads if shown in ("", "pictures") else f"{self.reads} with {shown}"
+
     def _nothing(self) -> str:
         indexes = self.reader.indexes
         others = [one for one in ("captions", "statements", "questions") if one not in TEXTS[self.text_from] and self.reads != "images"]
@@ -99,6 +115,8 @@ class Units:
         hint = f"{has[other]} samples have {other}: set data.text_from={other}" if has.get(other) else hint
         if self.reads_regions and not any(index.regions_S.any() for index in indexes):
             hint = "none of them has KEY.regions.npz: mmpretrain data regions makes them (docs/regions.md)"
+        if self.reads_codes and not any(index.code_rows_S.any() for index in indexes):
+            hint = "none of them has KEY.codes.npy: mmpretrain data tokens makes them (docs/tools.md)"
         hint = f"all {self.quarantined} others are in quarantine.jsonl" if self.quarantined else hint
         problem = next((f" ({problem})" for index in indexes for problem in index.problems), "")
         return f"data: no sample of {self.reader.paths[0].parent} has {self.wants}; {hint}{problem}"
@@ -110,6 +128,8 @@ class Units:
             found &= np.asarray(index.images_S) > 0
         if self.reads_regions:
             found &= np.asarray(index.regions_S) > 0
+        if self.reads_codes:
+            found &= np.asarray(index.code_rows_S) > 0
         if self.reads != "images":
             found &= self._texts(index) > 0
         if shard in self.quarantine:
@@ -123,17 +143,22 @@ class Units:
             counts = counts.astype(np.int64) + np.asarray(getattr(index, f"{kind}_S"))
         return counts
 
-    def _count(self, shard: int) -> tuple[int, int, int]:
-        """Usable samples of a shard, its units, the most regions of a sample."""
+    def _count(self, shard: int) -> tuple[int, int, int, int]:
+        """Usable samples of a shard, its units, the most regions and codes of a sample."""
         index = self.reader.indexes[shard]
         usable = self._usable(shard, index)
         samples = int(np.count_nonzero(usable))
         units = int(self._texts(index)[usable].sum(dtype=np.int64)) if self.every_text else samples
-        return samples, units, int(self._regions(index).max(initial=0))
+        return samples, units, int(self._regions(index).max(initial=0)), int(self._codes(index).max(initial=0))
 
     def _regions(self, index: ShardIndex) -> np.ndarray:
         """How many regions of each sample are shown, at most."""
         return np.minimum(index.regions_S, self.shown.regions.most) if self.reads_regions else np.zeros(len(index), dtype=np.int64)
+
+    def _codes(self, index: ShardIndex) -> np.ndarray:
+        """How many image codes of each sample are shown."""
+        shown = np.asarray(index.code_rows_S, dtype=np.int64) * np.asarray(index.code_columns_S)
+        return shown if self.reads_codes else np.zeros(len(index), dtype=np.int64)
 
     def _table(self, shard: int) -> _Table:
         if shard not in self._tables:
@@ -170,9 +195,9 @@ class Units:
         return row < len(samples) and int(samples[row]) == sample
 
     def lengths(self, shard: int, units: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Of units of one shard, from the index alone: int64 (5, units), the rows height and width of the picture, bytes of the text,
-        number of regions, and the number of the text (-1 without one); 0 for what is not read. Regions are counted without a look at their
-        scores: with ``min_score`` there may be fewer.
+        """Of units of one shard, from the index alone: int64 (6, units), the rows height and width of the picture, bytes of the text,
+        number of regions, the number of the text (-1 without one), number of codes; 0 for what is not read. Regions are counted without a
+        look at their scores: with ``min_score`` there may be fewer.
 
         Args:
             keys: uint64, one per unit, of the drawn text where a unit is a sample with several.
@@ -180,10 +205,10 @@ class Units:
         index, table = self.reader.indexes[shard], self._table(shard)
         row = np.searchsorted(table.ends, units, side="right")
         sample = table.samples[row]
-        found = np.zeros((5, len(units)), dtype=np.int64)
+        found = np.zeros((6, len(units)), dtype=np.int64)
         if self.reads_image:
             found[0], found[1] = index.heights_S[sample], index.widths_S[sample]
-        found[3] = self._regions(index)[sample]
+        found[3], found[5] = self._regions(index)[sample], self._codes(index)[sample]
         if self.reads == "images":
             found[4] = -1
             return found

@@ -1,4 +1,4 @@
-"""What is shown of a sample: its picture, its regions, or both; which of its regions, and in what order."""
+"""What is shown of a sample: its picture, its regions, its image codes, two of them; which of its regions, and in what order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmpretrain.data.errors import DataError
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.types import Regions
 
-SHOWS = ("image", "regions", "both")
+SHOWS = ("image", "regions", "both", "codes", "image+codes")  # both: image and regions
 ORDERS = ("stored", "score")
 
 
@@ -83,30 +83,43 @@ class Shown(NamedTuple):
 
     @property
     def has_image(self) -> bool:
-        return self.show != "regions"
+        return self.show in ("image", "both", "image+codes")
 
     @property
     def has_regions(self) -> bool:
-        return self.show != "image"
+        return self.show in ("regions", "both")
+
+    @property
+    def has_codes(self) -> bool:
+        return self.show in ("codes", "image+codes")
+
+    @property
+    def augments(self) -> bool:
+        """Whether pictures may be augmented in training: there are no codes that would have to move along."""
+        return self.show != "image+codes"
 
     @property
     def wants(self) -> str:
         """What a sample needs, in words."""
-        return {"image": "a picture", "regions": "regions", "both": "a picture, regions"}[self.show]
+        shown = {"a picture": self.has_image, "regions": self.has_regions, "image codes": self.has_codes}
+        return ", ".join(name for name, there in shown.items() if there)
 
     def check(self, image: ImageTransform) -> Shown:
         """Itself, if it fits the transform of pictures.
 
         Raises:
-            DataError: an unknown name, or pictures that would be moved away from their boxes.
+            DataError: an unknown name, or pictures that would be moved away from their boxes or codes.
         """
         if self.show not in SHOWS:
             raise DataError(f"data.show={self.show!r}; take one of {', '.join(SHOWS)}")
-        moved = {"mode=clip": image.mode == "clip", "flip": image.flip, "randaugment": image.randaugment}
-        if self.show == "both" and any(moved.values()):
+        fixed = image.mode in ("vilt", "squash") or (self.has_codes and image.mode == "clip" and tuple(image.crop_scale) == (1, 1))
+        moved = {f"mode={image.mode}": not fixed, "flip": image.flip, "randaugment": image.randaugment}
+        if self.show in ("both", "image+codes") and any(moved.values()):
             name = next(name for name, on in moved.items() if on)
+            away = "the boxes of their regions" if self.has_regions else "their codes"
+            other = "data.show=regions" if self.has_regions else "mode=clip with crop_scale=[1, 1], which shows the middle square"
             raise DataError(
-                f"data.show=both: data.image.{name} moves pictures away from the boxes of their regions; "
-                "take mode=vilt or mode=squash without flip and randaugment, or data.show=regions"
+                f"data.show={self.show}: data.image.{name} moves pictures away from {away}; "
+                f"take mode=vilt or mode=squash without flip and randaugment, or {other}"
             )
         return self

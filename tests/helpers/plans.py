@@ -31,7 +31,7 @@ def index(samples: int, seed: int = 0, name: str = "0.tar", captions: int = 2) -
     fields: list[Any] = [Path("/nowhere") / name, np.frombuffer(keys, dtype=np.uint8), np.arange(7, 7 * samples + 7, 7)]
     fields += [np.zeros(samples + 1, dtype=np.int64), *(np.zeros(0, dtype=np.int64) for _ in range(4))]
     fields += [counts, none, ones, none, none, sizes[:, 0], sizes[:, 1]]
-    fields += [rng.integers(10, 200, size=captions * samples).astype(np.uint16), none, none]
+    fields += [rng.integers(10, 200, size=captions * samples).astype(np.uint16), none, none, none, none]
     return ShardIndex(*fields, ("png", "txt"), 0, f"digest {seed} {samples}", {}, (), 0)
 
 
