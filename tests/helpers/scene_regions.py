@@ -1,5 +1,5 @@
 """Generated scenes with regions that cost nothing: exact boxes, features and probabilities made of what the scenes say. And the options
-with which any recipe reads a few of them."""
+with which any recipe reads a few of them, with regions, codes, or neither."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers import scene_codes
 from helpers.shards import write_tar
 
 from mmpretrain.cli.layering import layer
@@ -53,7 +54,7 @@ def regions_of(meta: dict[str, Any]) -> Regions:
 
 
 def write(out: Path, n: int, split: str = "train", shard_size: int = 8) -> Path:
-    """A folder of scenes with regions beside it in ``out``: ``plain`` and ``regions``. Returns ``out``."""
+    """A folder of scenes in ``out``, and the same with regions and with codes: ``plain``, ``regions``, ``codes``. Returns ``out``."""
     scenes.write(out / "plain", n, 0, split, shard_size=shard_size, progress=False)
     for shard in sorted((out / "plain").glob("*.tar")):
         members: list[tuple[str, bytes]] = []
@@ -66,6 +67,7 @@ def write(out: Path, n: int, split: str = "train", shard_size: int = 8) -> Path:
                     members.append((f"{key}.regions.npz", encode_regions(regions_of(json.loads(data)))))
         write_tar(out / "regions" / shard.name, members)
     write_info(out / "regions", INFO)
+    scene_codes.write(out / "plain", out / "codes")
     return out
 
 
@@ -76,7 +78,7 @@ def sources(recipe: str, train: Path, val: Path) -> list[str]:
         train, val: folders of ``write``.
     """
     data = layer([recipe]).config["data"]
-    kind = lambda show: "plain" if show in (None, "image") else "regions"
+    kind = lambda show: {None: "plain", "image": "plain", "codes": "codes", "image+codes": "codes"}.get(show, "regions")
     whole = kind(data.get("show"))
     if isinstance(data["train"], dict):
         told = {
