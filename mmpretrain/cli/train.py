@@ -25,7 +25,7 @@ from mmpretrain.data import codec
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.module import ShardData
 from mmpretrain.data.redact import redacted
-from mmpretrain.data.text import Tokenizer
+from mmpretrain.data.text import Tokenizer, same_ids
 from mmpretrain.train import run_dir
 from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsdp2 and its like known to --trainer.strategy
 from mmpretrain.train.callbacks import Metrics
@@ -238,7 +238,7 @@ def prepare(command: str, words: list[str]) -> CLI:
     recipe = Path(files[0]).stem if files else path.resolve().parent.parent.name if path is not None else "run"
     cli = CLI(command, layer(files, below=resume.trusted(saved)), options, recipe, path)
     if saved:
-        if entry.get("tokenizer") and cli.resolved["data"].get("text") == (saved.get("data") or {}).get("text"):
+        if entry.get("tokenizer") and same_ids(cli.resolved["data"].get("text"), (saved.get("data") or {}).get("text")):
             cli.datamodule.adopt(Tokenizer.from_json(entry["tokenizer"]))
         for difference in resume.differences(cli.resolved, saved):
             print(f"mmpretrain: {resume.shown(difference)}", file=sys.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,12 @@ class TextOptions:
     def vocabulary(self) -> dict[str, Any]:
         """The options that ids hang on."""
         return {name: value for name, value in vars(self).items() if name != "dropout"}
+
+
+def same_ids(text: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two tables ``data.text`` of configurations, one maybe of an older version, ask for the same ids."""
+    first, second = ({**vars(TextOptions()), **(one or {}), "dropout": None} for one in (text, other))
+    return first == second
 
 
 class Tokenizer:

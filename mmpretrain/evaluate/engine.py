@@ -198,16 +198,18 @@ class Engine:
 
     def visuals(self, visuals: Sequence[Visual]) -> dict[str, Any]:
         """The fields of a batch that hold what samples show."""
-        images, regions = [one.image for one in visuals], [one.regions for one in visuals]
+        images, regions, codes = [one.image for one in visuals], [one.regions for one in visuals], [one.codes for one in visuals]
+        packed = self.collate.codes(codes) if codes and all(one is not None for one in codes) else None
         return {
             "image": self.pixels(images) if images and images[0] is not None else None,
             "regions": self.regions(regions) if regions and regions[0] is not None else None,
+            "codes": packed._replace(ids_N=packed.ids_N.to(self.device)) if packed is not None else None,
         }
 
     def visual_tokens(self, visual: Visual) -> int:
         """Tokens that what a sample shows costs, for cutting batches."""
-        regions = 0 if visual.regions is None else len(visual.regions.boxes)
-        return regions + (0 if visual.image is None else self.patches(visual.image))
+        regions, codes = 0 if visual.regions is None else len(visual.regions.boxes), 0 if visual.codes is None else visual.codes.numel()
+        return regions + codes + (0 if visual.image is None else self.patches(visual.image))
 
     def patches(self, image: Tensor) -> int:
         """Tokens that an image costs, for cutting batches."""
@@ -243,7 +245,7 @@ class Engine:
         return torch.zeros(n, dtype=torch.int64, device=self.device)
 
     def _encode(self, batch: Batch) -> Tensor:
-        text = batch.image is None and batch.regions is None
+        text = batch.image is None and batch.regions is None and batch.codes is None
         return self.forward(batch, lambda hidden, _: _vectors(hidden, text))
 
     def _gather(self, parts: Sequence[Tensor], width: tuple[int, ...] | None = None) -> Tensor:

@@ -17,7 +17,7 @@ VisualLike = ImageLike | Regions | Sample | Visual
 
 
 def file_of(image: ImageLike) -> bytes | None:
-    """The bytes of an image file or of a file of regions, where ``image`` is one or names one; None for other forms."""
+    """The bytes of an image file or of a file of regions or codes, where ``image`` is one or names one; None for other forms."""
     if isinstance(image, bytes):
         return image
     if not isinstance(image, (str, Path)):
@@ -31,6 +31,11 @@ def file_of(image: ImageLike) -> bytes | None:
 def holds_regions(data: bytes) -> bool:
     """Whether the bytes of a file are those of a ``KEY.regions.npz`` rather than a picture."""
     return data[:2] == b"PK"
+
+
+def holds_codes(data: bytes) -> bool:
+    """Whether the bytes of a file are those of a ``KEY.codes.npy`` rather than a picture."""
+    return data[:6] == b"\x93NUMPY"
 
 
 def picture_of(image: ImageLike) -> Image.Image:

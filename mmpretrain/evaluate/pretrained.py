@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmpretrain.data.codes import MAX_KNOWN
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.tags import Tagger
 from mmpretrain.data.visual import Shown
@@ -31,7 +32,7 @@ class Pretrained(Engine):
     the whole image, or, where there is none, the mean over patches or regions. The two kinds of vectors of a fusion model are **not**
     comparable with each other, and models of two streams that meet (ViLBERT) have none.
 
-    An image is what the run showed of a sample: a picture, regions, or both; see :meth:`see`.
+    An image is what the run showed of a sample: a picture, regions, both, or image codes; see :meth:`see`.
 
     All methods are batched, run without gradients and in evaluation mode, and are deterministic. Results are float32 on the CPU.
 
@@ -46,7 +47,7 @@ class Pretrained(Engine):
         weights: "raw" or "ema".
         source: where it came from, for stamps.
         about: what the checkpoint says of itself beside the configuration: step, data_fingerprint, versions, ...
-        shown: what the model is shown of a sample: its picture, its regions or both.
+        shown: what the model is shown of a sample: its picture, its regions, its codes.
         by_source: the same of the sources of a mixture, by their names.
         tagger: makes the tags that texts are told with; None: texts stand alone.
         runner, autocast: see :class:`Engine`.
@@ -110,7 +111,8 @@ class Pretrained(Engine):
         return self.tokenizer.tokenize(text) if isinstance(text, str) else [self.tokenizer.tokenize(t) for t in text]
 
     def _seeing(self, shown: Shown, tagger: Tagger | None) -> Seeing:
-        return Seeing(self.image_transform, shown, getattr(self.model.spec, "feature_width", None), tagger)
+        known = self.vocabulary.codes if self.vocabulary is not None and self.vocabulary.codes else MAX_KNOWN
+        return Seeing(self.image_transform, shown, getattr(self.model.spec, "feature_width", None), tagger, known)
 
     @property
     def shown(self) -> Shown:
@@ -120,8 +122,10 @@ class Pretrained(Engine):
     @property
     def how(self) -> str:
         """What protocols add where an image is more than a picture, or a text more than itself."""
-        image = {"image": "", "regions": "; images are regions", "both": "; images are pictures and regions"}[self.shown.show]
-        return image + ("" if self.seeing.tagger is None else "; texts are told with the tags of the image of their pair")
+        said = {"regions": "; images are regions", "both": "; images are pictures and regions", "codes": "; images are codes"}
+        return said.get(self.shown.show, "") + (
+            "" if self.seeing.tagger is None else "; texts are told with the tags of the image of their pair"
+        )
 
     def on(self, name: str) -> Pretrained:
         """The same model on samples of the set ``name``: shown as the run shows the source of that name, if it has one."""
@@ -146,7 +150,8 @@ class Pretrained(Engine):
 
         - of a model over pictures: a PIL image, a path, the bytes of a JPEG, PNG or WebP file, or a tensor (3, H, W), uint8 or float in
           [0, 1];
-        - of a model over regions: ``Regions``, or the path or the bytes of a ``KEY.regions.npz``.
+        - of a model over regions: ``Regions``, or the path or the bytes of a ``KEY.regions.npz``;
+        - of a model over image codes: the path or the bytes of a ``KEY.codes.npy``.
 
         Raises:
             ValueError: something else, or a file that cannot be read.
@@ -156,7 +161,7 @@ class Pretrained(Engine):
     def transform(self, image: VisualLike) -> Tensor | Visual:
         """As :meth:`see`; of a model over pictures alone the picture itself, uint8 (3, H, W)."""
         found = self.see(image)
-        return found if found.image is None or found.regions is not None else found.image
+        return found if found.image is None or found.regions is not None or found.codes is not None else found.image
 
     def encode_image(self, images: Sequence[VisualLike]) -> Tensor:
         """Vectors of images, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""

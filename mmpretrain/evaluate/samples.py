@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from mmpretrain.data import regions_info
+from mmpretrain.data import codes_info, regions_info
+from mmpretrain.data.codes import encode_codes
 from mmpretrain.data.decode import decode_image
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader, open_reader
 from mmpretrain.data.regions import encode_regions
 from mmpretrain.evaluate.pretrained import Pretrained
-from mmpretrain.evaluate.seeing import MAKE
+from mmpretrain.evaluate.seeing import MAKE, TOKENS
 from mmpretrain.types import Regions, Sample, Visual
 
 T = TypeVar("T")
@@ -33,16 +34,17 @@ class EvalSet(NamedTuple):
 
 
 class Shards(Sequence):
-    """The samples of shards as a sequence; each access reads one sample, without its pictures or regions where they are not asked for."""
+    """The samples of shards as a sequence; each access reads one sample, without its pictures, regions or codes where they are not asked
+    for."""
 
-    def __init__(self, reader: ShardReader, images: bool = True, regions: bool = True) -> None:
-        self.reader, self.images, self.regions = reader, images, regions
+    def __init__(self, reader: ShardReader, images: bool = True, regions: bool = True, codes: bool = True) -> None:
+        self.reader, self.images, self.regions, self.codes = reader, images, regions, codes
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
-        return self.reader.read_at(*self.reader.locate(index), self.images, self.regions)
+        return self.reader.read_at(*self.reader.locate(index), self.images, self.regions, self.codes)
 
 
 def open_set(name: str, source: str | Sequence[str]) -> EvalSet:
@@ -84,7 +86,7 @@ def fitted(pretrained: Pretrained, data: EvalSet) -> EvalSet:
     """The set with only what the model is shown read from its shards.
 
     Raises:
-        ValueError: the model reads regions, and the shards have none, or those of another extractor than the run's.
+        ValueError: the model reads regions or codes, and the shards have none, or those of another maker than the run's.
     """
     if not isinstance(data.samples, Shards):
         return data
@@ -93,7 +95,11 @@ def fitted(pretrained: Pretrained, data: EvalSet) -> EvalSet:
         if not any(index.regions_S.any() for index in reader.indexes):
             raise ValueError(f"{data.name}: no sample has KEY.regions.npz, which this checkpoint reads; {MAKE}")
         _check_extractor(pretrained, data.name, reader)
-    return data._replace(samples=Shards(reader, shown.has_image, shown.has_regions))
+    if shown.has_codes:
+        if shown.show == "codes" and not any(index.code_rows_S.any() for index in reader.indexes):
+            raise ValueError(f"{data.name}: no sample has KEY.codes.npy, which this checkpoint reads; {TOKENS}")
+        _check_codes(pretrained, data.name, reader)
+    return data._replace(samples=Shards(reader, shown.has_image, shown.has_regions, shown.has_codes))
 
 
 def _check_extractor(pretrained: Pretrained, name: str, reader: ShardReader) -> None:
@@ -102,6 +108,15 @@ def _check_extractor(pretrained: Pretrained, name: str, reader: ShardReader) -> 
         raise ValueError(
             f"{name}: its regions were made by {found.source} ({found.fingerprint[:12]}), those that the checkpoint was trained on by "
             f"{own['source']} ({own['fingerprint'][:12]}), so their features mean something else; {MAKE}"
+        )
+
+
+def _check_codes(pretrained: Pretrained, name: str, reader: ShardReader) -> None:
+    own, found = pretrained.about.get("codes"), codes_info.check_readers([reader])
+    if own and found is not None and found.fingerprint != own["fingerprint"]:
+        raise ValueError(
+            f"{name}: its image codes were made by {found.source} ({found.fingerprint[:12]}), those that the checkpoint was trained on by "
+            f"{own['source']} ({own['fingerprint'][:12]}), so their numbers mean something else; {TOKENS}"
         )
 
 
@@ -170,12 +185,12 @@ def _told(pretrained: Pretrained, sample: Sample) -> bool:
 
 
 def _comparable(pretrained: Pretrained, sample: Sample) -> Image.Image | Sample:
-    """The decoded picture; where regions are shown, the sample itself, after a look at whether it can be decoded.
+    """The decoded picture; where regions or codes are shown, the sample itself, after a look at whether it can be decoded.
 
     Raises:
         BadSample: it cannot.
     """
-    if not pretrained.shown.has_regions:
+    if not pretrained.shown.has_regions and pretrained.shown.has_image:
         return decode_image(sample.images[0])
     pretrained.see(sample)
     return sample
@@ -188,6 +203,9 @@ def _stand_ins(pretrained: Pretrained, n: int) -> tuple[list[Image.Image] | list
     if pretrained.shown.has_regions:
         width = pretrained.model.spec.feature_width
         images = [_noise(image, 1 + i % 5, width, rng) for i, image in enumerate(images)]
+    if pretrained.shown.show == "codes":
+        spec = pretrained.model.spec
+        images = [Sample("noise", (), (), codes=encode_codes(rng.integers(spec.codes, size=spec.code_grid))) for _ in range(n)]
     if pretrained.tokenizer is None:
         return images, [""] * n
     words = [i for i in range(pretrained.vocabulary.size) if i not in pretrained.vocabulary.special]

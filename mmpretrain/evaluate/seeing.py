@@ -1,19 +1,23 @@
-"""What a model is shown of a sample in evaluation: its picture, its regions, or both, as in training without augmentation."""
+"""What a model is shown of a sample in evaluation: its picture, its regions, its codes, as in training without augmentation."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from mmpretrain.data.codes import MAX_KNOWN, decode_codes
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.regions import decode_regions
 from mmpretrain.data.tags import Tagger
 from mmpretrain.data.visual import Shown
-from mmpretrain.evaluate.inputs import ImageLike, VisualLike, file_of, holds_regions, picture_of
+from mmpretrain.evaluate.inputs import ImageLike, VisualLike, file_of, holds_codes, holds_regions, picture_of
 from mmpretrain.types import Regions, Sample, Visual
 
 _UNNAMED = Sample("", (), ())
+TOKENS = "make codes with the autoencoder of the run: mmpretrain data tokens (docs/tools.md)"
 MAKE = "make regions with the extractor of the run: mmpretrain data regions (docs/regions.md)"
 
 
@@ -22,23 +26,26 @@ class Seeing:
 
     Args:
         image: transform of pictures; None: there is none.
-        shown: picture, regions or both, and which regions.
+        shown: picture, regions, codes, and which regions. Codes beside a picture may be missing: only training needs them.
         width: values of a region's feature that the model takes; None: any number.
         tagger: makes the tags of an image that texts are told with; None: texts stand alone.
+        codes: K, which the ids of codes must be below.
     """
 
-    def __init__(self, image: Any, shown: Shown, width: int | None = None, tagger: Tagger | None = None) -> None:
-        self.image, self.shown, self.width, self.tagger = image, shown, width, tagger
+    def __init__(self, image: Any, shown: Shown, width: int | None = None, tagger: Tagger | None = None, codes: int = MAX_KNOWN) -> None:
+        self.image, self.shown, self.width, self.tagger, self.known = image, shown, width, tagger, codes
 
     def shows(self, sample: Sample) -> bool:
         """Whether a sample has all that is shown; of several pictures there is none to show."""
         if self.shown.has_regions and not sample.regions:
             return False
+        if self.shown.show == "codes" and not sample.codes:
+            return False
         return len(sample.images) == 1 if self.shown.has_image else len(sample.images) < 2
 
     def __call__(self, given: VisualLike) -> Visual:
-        """What is shown of ``given``: a sample; regions, or a file of them; a picture in any form; a ``Visual``, what this has
-        given before, which is kept.
+        """What is shown of ``given``: a sample; regions, or a file of them; a file of codes; a picture in any form; a ``Visual``, what this
+        has given before, which is kept.
 
         Raises:
             ValueError: it lacks what the model reads, or cannot be read (``BadSample``).
@@ -48,6 +55,7 @@ class Seeing:
         elif isinstance(given, Sample):
             image = self._transform().read(given.images) if self.shown.has_image and given.images else None
             found = self._tagged(image, self._regions(given.regions) if given.regions else None, given)
+            found = found._replace(codes=self._codes(given.codes) if given.codes else None)
         else:
             found = self._alone(given)
         return self._complete(found)
@@ -58,6 +66,8 @@ class Seeing:
         data = file_of(given)
         if data is not None and holds_regions(data):
             return self._tagged(None, self._regions(data))
+        if data is not None and holds_codes(data):
+            return Visual(codes=self._codes(data))
         if not self.shown.has_image:
             return Visual()
         return Visual(self._transform()(picture_of(given)) if data is None else self._transform().read([data]))
@@ -76,12 +86,18 @@ class Seeing:
             raise ValueError(f"this checkpoint reads pictures and regions: give a Sample with both; {MAKE}")
         if self.shown.has_regions and regions is None:
             raise ValueError(f"this checkpoint reads regions, no pictures: give Regions, a KEY.regions.npz or a Sample with one; {MAKE}")
-        return found._replace(image=image, regions=regions)
+        if self.shown.show == "codes" and found.codes is None:
+            raise ValueError(f"this checkpoint reads image codes, no pictures: give a KEY.codes.npy or a Sample with one; {TOKENS}")
+        return found._replace(image=image, regions=regions, codes=found.codes if self.shown.has_codes else None)
 
     def _transform(self) -> Any:
         if self.image is None:
             raise ValueError("this checkpoint has no image transform: it was trained without images")
         return self.image
+
+    def _codes(self, data: bytes) -> Tensor | None:
+        """The codes that are shown, int64 (h, w)."""
+        return torch.from_numpy(decode_codes(data, self.known).astype(np.int64)) if self.shown.has_codes else None
 
     def _regions(self, data: bytes) -> Regions | None:
         return self._chosen(decode_regions(data)) if self.shown.has_regions else None

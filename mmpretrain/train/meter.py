@@ -68,16 +68,19 @@ class Meter:
             self.pairs = {name: torch.tensor(list(pair), dtype=torch.float64) for name, pair in state.items()}
 
 
-def token_count(batch: Batch, patch_size: int | None, regions: bool = False) -> int:
-    """Real tokens of a batch: text without padding, the patches of the valid part of its images, and its regions.
+def token_count(batch: Batch, patch_size: int | None, regions: bool = False, codes: bool = False) -> int:
+    """Real tokens of a batch: text without padding, the patches of the valid part of its images, its regions and its image codes.
 
     Args:
         patch_size: of a model that reads patches; None: images are not counted.
         regions: of a model that reads regions.
+        codes: of a model that reads image codes.
     """
     words: int = sum(batch.text.lengths) if batch.text is not None else 0
     if regions and batch.regions is not None:
         words += sum(batch.regions.lengths)
+    if codes and batch.codes is not None:
+        words += len(batch.codes.ids_N)
     if batch.image is None or not patch_size:
         return words
     return words + sum((h // patch_size) * (w // patch_size) for h, w in batch.image.sizes)

@@ -26,7 +26,7 @@ from mmpretrain.train.guard import StepGuard
 from mmpretrain.train.meter import Meter, token_count
 from mmpretrain.train.optim import Optimizer, apply_settings, group_settings, trained
 from mmpretrain.train.parallel import prepare, set_gradient_sync
-from mmpretrain.train.payload import check_complete, check_tokenizer, payload
+from mmpretrain.train.payload import check_complete, check_data, payload
 from mmpretrain.train.phases import Phases
 from mmpretrain.train.pretraining import Pretraining, materialise
 from mmpretrain.train.rollback import RollBack
@@ -269,7 +269,7 @@ class Pretrain(EvaluatedModule):
     def tokens(self, batches: Sequence[Batch]) -> int:
         """Real tokens of micro-batches."""
         spec = self.root.model.spec
-        return sum(token_count(batch, spec.patch_size, spec.feature_width is not None) for batch in batches)
+        return sum(token_count(batch, spec.patch_size, spec.feature_width is not None, spec.codes > 0) for batch in batches)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -280,7 +280,7 @@ class Pretrain(EvaluatedModule):
             checkpoint["ema"] = self.ema.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        check_tokenizer(checkpoint.get("mmpretrain") or {}, getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None))
+        check_data(checkpoint.get("mmpretrain") or {}, getattr(self.trainer, "datamodule", None))
         if self.trainer.state.fn == "fit":
             check_complete(checkpoint)
             if "guard" in checkpoint:  # absent from checkpoints of the first version

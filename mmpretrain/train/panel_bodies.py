@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmpretrain.objectives.swaps import select_rows
+from mmpretrain.objectives.swaps import select_codes, select_rows
 from mmpretrain.report.panels_schema import (
     AlignmentExample,
     AlignmentPanel,
@@ -61,7 +61,8 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
     matched = None if batch.matched_B is None else batch.matched_B.index_select(0, index)
     keys = tuple(batch.keys[i] for i in rows)
     regions = None if batch.regions is None else select_rows(batch.regions, rows)
-    return Batch(keys, batch.draw_keys_B.index_select(0, index), text, image, matched, regions=regions)
+    codes = None if batch.codes is None else select_codes(batch.codes, tuple(rows))
+    return Batch(keys, batch.draw_keys_B.index_select(0, index), text, image, matched, regions=regions, codes=codes)
 
 
 def tokens(batch: Batch, piece: Callable[[int], str], special: Sequence[int]) -> tuple[tuple[tuple[str, bool], ...], ...]:

@@ -89,6 +89,7 @@ def payload(module: Pretrain) -> dict[str, Any]:
         "tokenizer": described() if callable(described) else None,
         "data_fingerprint": plain(getattr(data, "fingerprint", None)),
         "regions": plain(info.to_json()) if (info := getattr(data, "regions_info", None)) is not None else None,
+        "codes": plain(info.to_json()) if (info := getattr(data, "codes_info", None)) is not None else None,
         "global_batch": plain(getattr(data, "batch_size", None)),
         "world_size": int(trainer.world_size),
         "precision": str(trainer.precision),
@@ -96,8 +97,19 @@ def payload(module: Pretrain) -> dict[str, Any]:
     }
 
 
-def check_tokenizer(saved: Mapping[str, Any], tokenizer: Any) -> None:
-    """Raise ValueError when a checkpoint was trained with other ids than the data module gives. ``saved``: its ``mmpretrain`` entry."""
+def check_data(saved: Mapping[str, Any], data: Any) -> None:
+    """Raise ValueError when a checkpoint was trained with other ids of words or image codes than the data module gives. ``saved``: its
+    ``mmpretrain`` entry."""
+    _check_tokenizer(saved, getattr(data, "tokenizer", None))
+    own, info = saved.get("codes"), getattr(data, "codes_info", None)
+    if own and info is not None and own["fingerprint"] != info.fingerprint:
+        raise ValueError(
+            f"the checkpoint was trained on image codes by {own['source']} ({own['fingerprint'][:12]}), those of the shards are by "
+            f"{info.source} ({info.fingerprint[:12]}), so their numbers mean something else: make them anew (mmpretrain data tokens)"
+        )
+
+
+def _check_tokenizer(saved: Mapping[str, Any], tokenizer: Any) -> None:
     text = saved.get("tokenizer")
     if text is None or not callable(getattr(tokenizer, "to_json", None)):
         return

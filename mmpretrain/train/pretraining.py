@@ -221,8 +221,8 @@ class Pretraining(nn.Module):
 
 
 def _input(view: View, batch: Batch) -> tuple[Any, ...]:
-    """What a forward reads: views whose text, image and regions nobody has touched share one."""
-    return (view.kind, id(batch.text), id(batch.image), id(batch.regions), id(batch.draw_keys_B))
+    """What a forward reads: views whose text, image, regions and codes nobody has touched share one."""
+    return (view.kind, id(batch.text), id(batch.image), id(batch.regions), id(batch.codes), id(batch.draw_keys_B))
 
 
 def ties(module: nn.Module) -> list[tuple[str, ...]]:
