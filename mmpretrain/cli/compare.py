@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mmpretrain.cli import compare_plan
+from mmpretrain.cli import compare_alike, compare_plan
 from mmpretrain.cli.commands import OneLine, guarded
 from mmpretrain.cli.compare_plan import Recipe
 from mmpretrain.cli.errors import UserError, nearest
@@ -75,8 +75,23 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: list[str]) -> int:
     made = parser()
-    options, rest = made.parse_known_args(argv[1:])
-    return guarded(_compare, options, _forwarded(made, rest))
+    ours, theirs = _split(made, argv[1:])
+    return guarded(_compare, made.parse_intermixed_args(ours), _forwarded(made, theirs))
+
+
+def _split(made: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our words, and the options that are none of ours with their values, in any order: a value of theirs must not pass for a recipe."""
+    known = {option for action in made._actions for option in action.option_strings}
+    ours: list[str] = []
+    theirs: list[str] = []
+    side = ours
+    for number, word in enumerate(words):
+        if word.startswith("--"):
+            side = ours if word.partition("=")[0] in known else theirs
+        elif side is theirs and ("=" in words[number - 1] or not words[number - 1].startswith("--")):
+            side = ours  # the value has been given
+        side.append(word)
+    return ours, theirs
 
 
 def _forwarded(made: argparse.ArgumentParser, rest: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +116,8 @@ def _jobs(options: argparse.Namespace, typed: Mapping[str, Any]) -> tuple[list[J
     typed = {**typed, **{key: value for key, value in fixed.items() if value is not None}}
     recipes = compare_plan.resolve(wanted, options.config, typed, options.size)
     if options.alike:
-        recipes = compare_plan.alike(recipes, options.alike == "training")
+        recipes = compare_alike.alike(recipes, options.alike == "training")
+    recipes = [compare_alike.paced(recipe) for recipe in recipes]
     try:
         seeds = list(dict.fromkeys(int(text) for text in options.seeds.split(",")))
     except ValueError:
@@ -130,6 +146,9 @@ def _compare(options: argparse.Namespace, typed: Mapping[str, Any]) -> int:
         print(f"mmpretrain: warning: the recipes differ in more than the system{hint}", file=sys.stderr)
     for note in notes:
         print(f"  {note}", file=sys.stderr)
+    changed = [f"{recipe.label}: {note}" for recipe in {job.recipe.label: job.recipe for job in jobs}.values() for note in recipe.notes]
+    for note in changed:
+        print(f"mmpretrain: {note}", file=sys.stderr)
     if own:
         keys = ", ".join(dict.fromkeys(".".join(one.key.split(".")[:2]) for one in apart if one.own))
         print(f"mmpretrain: each recipe has its own {keys}{'' if options.alike == 'training' else ' (--alike training)'}", file=sys.stderr)
@@ -142,7 +161,7 @@ def _compare(options: argparse.Namespace, typed: Mapping[str, Any]) -> int:
     except KeyboardInterrupt:
         print("mmpretrain: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    notes += [f"{name} failed: {why}" for name, why in failed.items()]
+    notes += [*changed, *(f"{name} failed: {why}" for name, why in failed.items())]
     done = [job for job in jobs if job.name not in failed]
     command = shlex.join(["mmpretrain", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "mmpretrain compare"
     if not done:

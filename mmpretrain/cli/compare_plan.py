@@ -1,4 +1,4 @@
-"""What ``mmpretrain compare`` is to run: recipes resolved, made alike where that is asked for, and where they differ beside the system."""
+"""What ``mmpretrain compare`` is to run: recipes resolved, and where they differ beside the system."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TRAINING = {"model.optimizer", "model.schedule", "model.ema_decay"}
 CONDITIONS = {"model.seed", "model.transforms"}  # weights to start from are a transform
 UNMEASURED = ("final", "panels")  # sections that change no run
 ABSENT = "(not set)"
+_NAMED = 3  # most systems that are named for one value
 
 
 class Recipe(NamedTuple):
@@ -23,6 +24,8 @@ class Recipe(NamedTuple):
 
     label: str
     config: dict[str, Any]  # resolved, with what was typed
+    steps: int | None = None  # of its file alone
+    notes: tuple[str, ...] = ()  # how it is run otherwise than its file says
 
 
 class Difference(NamedTuple):
@@ -34,14 +37,17 @@ class Difference(NamedTuple):
     @property
     def own(self) -> bool:
         """Whether systems usually have it their own way: optimiser, schedule, how they are shown a sample."""
-        return _place(self.key) in SHOWN | TRAINING
+        return place_of(self.key) in SHOWN | TRAINING
 
     def shown(self) -> str:
-        """One line for the user."""
+        """One line for the user; many that agree are "the others"."""
         of: dict[str, list[str]] = {}
         for label, value in self.values.items():
             of.setdefault(str(value), []).append(label)
-        parts = [f"{value} ({', '.join(labels)})" for value, labels in of.items()]
+        most = max(of, key=lambda value: len(of[value]))
+        many = len(of) > 1 and len(of[most]) > _NAMED
+        parts = [f"{value} ({', '.join(labels)})" for value, labels in of.items() if not (many and value == most)]
+        parts += [f"{most} (the others)"] if many else []
         return f"{self.key}: {'; '.join(parts)}"
 
 
@@ -85,7 +91,8 @@ def resolve(requested: Sequence[str], common: Sequence[str], typed: Mapping[str,
             raise UserError(f"{find(name)}: no recipe, because it names no model.system; mmpretrain systems lists the recipes")
         stem = Path(name).stem
         count = [Path(other).stem for other in requested[: len(found)]].count(stem)
-        found.append(Recipe(f"{stem}-{count + 1}" if count else stem, config))
+        steps = None if "model.phases" in typed else (layer([name]).config.get("trainer") or {}).get("max_steps")
+        found.append(Recipe(f"{stem}-{count + 1}" if count else stem, config, steps))
     return found
 
 
@@ -108,45 +115,21 @@ def _arguments(config: dict[str, Any], key: str) -> dict[str, Any]:
     return inside
 
 
-def _place(key: str) -> str:
+def place_of(key: str) -> str:
     """The section and the key below it of a dotted key: what the sets above name."""
     section, _, rest = key.partition(".")
     return f"{section}.{rest.partition('.')[0]}"
 
 
-def _is_system(key: str) -> bool:
+def is_system(key: str) -> bool:
     """Whether a key is what the comparison is of, or changes no run."""
-    place, section = _place(key), key.partition(".")[0]
+    place, section = place_of(key), key.partition(".")[0]
     return section in UNMEASURED or (section == "model" and place not in TRAINING | CONDITIONS)
 
 
 def differences(recipes: Sequence[Recipe]) -> list[Difference]:
     """Keys outside of the system whose values are not the same in all recipes, in the order of the first one."""
     tables = {one.label: dict(leaves(one.config)) for one in recipes}
-    keys = dict.fromkeys(key for table in tables.values() for key in table if not _is_system(key))
+    keys = dict.fromkeys(key for table in tables.values() for key in table if not is_system(key))
     found = [Difference(key, {label: table.get(key, ABSENT) for label, table in tables.items()}) for key in keys]
     return [one for one in found if any(value != next(iter(one.values.values())) for value in one.values.values())]
-
-
-def alike(recipes: Sequence[Recipe], training: bool) -> list[Recipe]:
-    """The recipes with everything but the system, and how it is shown a sample, as the first one has it.
-
-    Args:
-        training: optimiser and schedule too.
-    """
-    kept_by_each = SHOWN | (set() if training else TRAINING)
-    own = lambda key: _is_system(key) or _place(key) in kept_by_each
-    first, made = recipes[0].config, [recipes[0]]
-    for one in recipes[1:]:
-        config: dict[str, Any] = {}
-        for source, mine in ((first, False), (one.config, True)):
-            for section, value in source.items():
-                if not isinstance(value, Mapping):
-                    if not mine:
-                        config[section] = value
-                    continue
-                kept = {key: inner for key, inner in value.items() if own(f"{section}.{key}") is mine}
-                if kept:
-                    config.setdefault(section, {}).update(copy.deepcopy(kept))
-        made.append(one._replace(config=config))
-    return made

@@ -5,6 +5,7 @@ state is asked for one of a list of answers. Texts are questions, or captions an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -85,7 +86,7 @@ class VQA(Objective):
 
     Args:
         answers: number of logits; None: as many as ``data.answers`` lists. With a number the head can be sized without data; logits beyond
-            the list are never an answer.
+            the list are never an answer, and a run without a list warns and has no term.
         targets: of several answers with scores, ``draw``: one is drawn by its score each time (LXMERT's code); ``soft``: all have their
             shares.
         weight, view, after, sources: see ``Objective``.
@@ -119,9 +120,10 @@ class VQA(Objective):
             raise ValueError(f"{self.name}: needs a model with the kind {self.kind!r}, this one has {', '.join(spec.kinds)}")
         if vocabulary is not None:
             if len(vocabulary.answers) < 2:
-                raise ValueError(
-                    f"{self.name}: the run has no answers; set data.answers, and data.text_from to questions or captions+questions"
-                )
+                lack = f"{self.name}: the run has no answers; set data.answers, and data.text_from to questions or captions+questions"
+                if self.answers is None:
+                    raise ValueError(lack)
+                warnings.warn(f"{lack}; until then it has no term", stacklevel=2)
             if self.answers is not None and len(vocabulary.answers) > self.answers:
                 raise ValueError(
                     f"{self.name}: answers={self.answers} is less than the {len(vocabulary.answers)} of data.answers; lower its most"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmpretrain.cli import compare, compare_plan, compare_result, compare_run
+from mmpretrain.cli import compare, compare_alike, compare_plan, compare_result, compare_run
 from mmpretrain.cli.errors import UserError
 from mmpretrain.cli.main import main
 from mmpretrain.data_tools import scenes
@@ -37,8 +37,22 @@ def recipes(tmp_path: Path) -> list[str]:
 
 def options(*words: str) -> tuple:
     made = compare.parser()
-    known, rest = made.parse_known_args(list(words))
-    return known, compare._forwarded(made, rest)
+    ours, theirs = compare._split(made, list(words))
+    return made.parse_intermixed_args(ours), compare._forwarded(made, theirs)
+
+
+def test_options_of_fit_stand_anywhere() -> None:
+    for words in (
+        ["vilt", "clip", "--steps", "3", "--data.workers", "0"],
+        ["--data.workers", "0", "vilt", "--steps", "3", "clip"],
+        ["--data.workers=0", "vilt", "clip", "--steps=3"],
+        ["--systems", "vilt,clip", "--data.workers", "0", "--steps", "3"],
+    ):
+        known, typed = options(*words)
+        wanted = known.systems.split(",") if known.systems else known.recipes
+        assert wanted == ["vilt", "clip"] and known.steps == 3 and typed == {"data.workers": "0"}
+    known, typed = options("vilt", "clip", "--data", "val=scenes:val", "--trainer.fast_dev_run", "--loggers", "[]")
+    assert known.data == ["val=scenes:val"] and typed == {"trainer.fast_dev_run": None, "loggers": "[]"}
 
 
 def test_what_is_run(recipes: list[str], tmp_path: Path) -> None:
@@ -62,7 +76,7 @@ def test_what_is_run(recipes: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_alike_takes_everything_but_the_system_from_the_first(recipes: list[str], training: bool) -> None:
-    first, second = compare_plan.alike(compare_plan.resolve(recipes, [], {}, None), training)
+    first, second = compare_alike.alike(compare_plan.resolve(recipes, [], {}, None), training)
     assert second.config["data"] == {"train": "x", "batch_size": 4, "text": {"vocab_size": 5}}
     assert second.config["trainer"] == first.config["trainer"] == {"max_steps": 7, "a": 1}
     assert second.config["model"]["system"]["init_args"] == {"width": 2} and second.config["model"]["objectives"]
@@ -128,6 +142,78 @@ def test_curves_are_means_over_seeds(recipes: list[str], tmp_path: Path) -> None
     series = lambda *values: Series(tuple(range(1, 1 + len(values))), (0.0,) * len(values), values)
     runs = [(jobs[0], {"a": series(1.0, 2.0), "b": series(1.0)}), (jobs[2], {"a": series(3.0, 4.0, 5.0)})]
     assert compare_result.history(runs) == {"one": {"a": Series((1, 2), (0.0, 0.0), (2.0, 3.0))}}
+
+
+def recipe(label: str, data: dict, objectives: dict, phases: list | None = None, steps: int = 8, **model: object) -> compare_plan.Recipe:
+    parts = {"system": {"class_path": label}, "objectives": objectives, **({"phases": phases} if phases else {}), **model}
+    return compare_plan.Recipe(label, {"model": parts, "data": data, "trainer": {"max_steps": steps}}, steps)
+
+
+def reads(*sources: str) -> dict:
+    return {"class_path": "o", "init_args": {"weight": 2, **({"sources": list(sources)} if sources else {})}}
+
+
+TEXTS = {"pairs": {"sources": "p", "weight": 1}, "texts": {"sources": "t", "reads": "texts"}}
+
+
+def test_sources_of_texts_alone_and_what_reads_them_are_left_out() -> None:
+    first = recipe("first", {"train": "x", "mix": "sample"}, {"mlm": reads()})
+    phases = [{"until": 4, "set": {"text_mlm.weight": 0.0, "mlm.weight": 1.0}}, {"set": {}}]
+    objectives = {"mlm": reads("pairs"), "both": reads("pairs", "texts"), "text_mlm": reads("texts")}
+    texts = recipe("texts", {"train": TEXTS, "mix": "batch", "show": "regions"}, objectives, phases, task_weights={"mlm": 1, "text_mlm": 1})
+    _, found = compare_alike.alike([first, texts], False)
+    assert found.config["data"] == {"train": "x", "mix": "sample", "show": "regions"}
+    model = found.config["model"]
+    assert model["objectives"] == {"mlm": reads(), "both": reads()} and model["task_weights"] == {"mlm": 1}
+    assert model["phases"] == [{"until": 4, "set": {"mlm.weight": 1.0}}, {"set": {}}]
+    assert found.notes == ("text_mlm is left out: it reads texts alone, which the common data do not have",)
+    assert texts.config["model"]["objectives"] == objectives  # what was resolved is left alone
+    mine, other = compare_alike.alike([texts, first], False)
+    assert mine.config["data"]["train"] == other.config["data"]["train"] == {"pairs": TEXTS["pairs"]}
+    assert list(mine.config["model"]["objectives"]) == ["mlm", "both"] and mine.notes and not other.notes
+    stages = recipe("stages", {"train": {"web": {"sources": "a"}, "clean": {"sources": "b"}}}, {"mlm": reads("web")})
+    same = compare_alike.alike([stages, first], False)[0]
+    assert same.config["model"]["objectives"] == {"mlm": reads("web")}
+    assert compare_alike.alike([first, stages], False)[1].config["model"]["objectives"] == {"mlm": reads()}
+    for recipes, message in (
+        ([recipe("alone", {"train": {"t": {"reads": "texts"}}}, {"mlm": reads()}), first], "alone stands first and has no source of pairs"),
+        ([first, recipe("alone", {"train": TEXTS}, {"mlm": reads("texts")})], "no objective of alone reads pairs; leave the recipe out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare_alike.alike(recipes, False)
+
+
+def test_questions_rest_where_the_first_recipe_asks_none() -> None:
+    first = recipe("first", {"train": "x"}, {"mlm": reads()})
+    asks = recipe("asks", {"train": "x", "text_from": "captions+questions", "answers": {"most": 3}}, {"vqa": reads()})
+    found = compare_alike.alike([first, asks], False)[1]
+    assert found.config["data"] == {"train": "x", "answers": None}
+    assert found.notes == ("no questions are asked: texts are captions, as those of the first recipe",)
+    assert not compare_alike.alike([asks, first], False)[0].notes
+    assert compare_alike.alike([asks, first], False)[1].config["data"]["text_from"] == "captions+questions"
+
+
+def test_phases_end_at_their_part_of_the_run() -> None:
+    ramp = {"from": 1, "to": 2, "over": 100}
+    phases = [{"until": 400, "set": {"a.weight": 0.0, "model.t": ramp}}, {"until": 600, "set": {}}, {"set": {"a.weight": 1.0}}]
+    own = recipe("own", {}, {"a": reads()}, phases, steps=800)
+    assert compare_alike.paced(own) is own
+    for steps, ends, over in ((200, [100, 150], 25), (3, [2, 3], 1), (1, [1, 2], 1)):
+        shorter = own._replace(config={**own.config, "trainer": {"max_steps": steps}})
+        found = compare_alike.paced(shorter)
+        rows = found.config["model"]["phases"]
+        assert [row.get("until") for row in rows] == [*ends, None] and rows[0]["set"]["model.t"]["over"] == over
+        assert found.notes == (f"its phases end after {ends[0]}, {ends[1]} of {steps} steps, as in its own 800",)
+    assert own.config["model"]["phases"][0]["until"] == 400
+    assert compare_plan.resolve(["villa", "vilt"], [], {"trainer.max_steps": 80}, None)[0].steps == 800
+    typed = {"trainer.max_steps": 80, "model.phases": "[]"}
+    assert compare_plan.resolve(["villa", "vilt"], [], typed, None)[0].steps is None
+
+
+def test_a_line_names_the_few() -> None:
+    values = {"a": 1, "b": 2, "c": 1, "d": 1, "e": 3, "f": 1}
+    assert compare_plan.Difference("data.x", values).shown() == "data.x: 2 (b); 3 (e); 1 (the others)"
+    assert compare_plan.Difference("data.x", {"a": 1, "b": 2, "c": 1}).shown() == "data.x: 1 (a, c); 2 (b)"
 
 
 SMALL = ["--data.workers", "0", "--data.text.vocab_size", "200", "--loggers", "[]", "--measure.samples", "4", "--panels.samples", "2"]

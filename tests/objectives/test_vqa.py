@@ -151,3 +151,13 @@ def test_clear_errors():
     assert isinstance(out.targets["vqa"], Answered)
     with pytest.raises(ValueError, match="behind image-text matching"):
         objective(pooled(1), out._replace(matched_B=torch.tensor([False])))
+
+
+def test_a_run_without_answers_has_no_term():
+    objective = VQA(answers=5)
+    with pytest.warns(UserWarning, match=r"vqa: the run has no answers; set data\.answers.*until then it has no term"):
+        objective.bind(spec(), vocabulary())
+    out = objective.corrupt(batch_for([{}, {}, {}]), {})
+    score = objective(pooled(3), out)
+    score.sum.backward()
+    assert score.sum == 0 and score.count == 0 and not any(p.grad.any() for p in objective.parameters())
