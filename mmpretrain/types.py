@@ -113,6 +113,9 @@ class Vocabulary(NamedTuple):
     function: tuple[int, ...] = ()  # ids of function words and punctuation: what a picture says little about
     answers: tuple[str, ...] = ()  # what questions are answered with (data.answers), by number
     codes: int = 0  # image codes that the data may hold; 0: the data hold none
+    region_classes: int = 0  # columns of the class probabilities of the regions that are shown (regions.json); 0: not known
+    region_background: int | None = None  # the one of them that means no class
+    region_attributes: int = 0  # columns of their attribute probabilities; 0: not known
 
 
 class Text(NamedTuple):

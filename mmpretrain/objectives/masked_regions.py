@@ -68,8 +68,13 @@ class RegionObjective(Objective):
             raise ValueError(f"{self.name}: needs a model with the kind {self.kind!r}, this one has {', '.join(spec.kinds)}")
         if spec.feature_width is None:
             raise ValueError(f"{self.name}: needs a model that reads regions (its spec has no feature_width)")
+        self.settle(vocabulary)
         if self.head is None:
             self.head = self.make_head(spec, spec.width if spec.visual_width is None else spec.visual_width)
+
+    def settle(self, vocabulary: Vocabulary | None) -> None:
+        """Take the sizes that the recipe leaves to the data, and compare the others with the data, before the head is made. Raises
+        ValueError where they are not known or do not fit."""
 
     def make_head(self, spec: Spec, width: int) -> torch.nn.Module:
         """The head on states of ``width``."""
@@ -165,6 +170,29 @@ class RegionObjective(Objective):
 
     def forward(self, hidden: Fused, batch: Batch) -> Score:
         raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+
+def settled(name: str, what: str, given: int | None, known: int, least: int) -> int:
+    """How many outputs a head has for ``what``, classes or attributes.
+
+    Args:
+        given: by the recipe; None: as many as the data have.
+        known: of the data; 0: not known.
+        least: of a head that fits the data.
+
+    Raises:
+        ValueError: neither says, or the recipe says less than ``least``.
+    """
+    if given is None and not known:
+        raise ValueError(f"{name}: the data do not say how many {what} there are (no regions.json names them); set `{what}`")
+    if given is not None and known and given < least:
+        raise ValueError(f"{name}: {what}={given}, but the regions of the data have {known} (regions.json); set {known}, or null for those")
+    return known if given is None else given
+
+
+def most_labels(classes: int, background: int | None) -> int:
+    """One more than the largest label among so many columns: no region has the background as its class."""
+    return classes - (background is not None and background == classes - 1)
 
 
 def class_labels(name: str, regions: RegionBatch, classes: int) -> Tensor:

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.region_heads import RegionHead
-from mmpretrain.objectives.masked_regions import RegionGuess, RegionObjective, class_labels
+from mmpretrain.objectives.masked_regions import RegionGuess, RegionObjective, class_labels, most_labels, settled
 from mmpretrain.objectives.precision import full_precision, wide
 from mmpretrain.objectives.region_masking import RegionMasker
-from mmpretrain.types import Batch, RegionBatch, Score, Spec
+from mmpretrain.types import Batch, RegionBatch, Score, Spec, Vocabulary
 
 Target = Literal["class", "argmax", "soft", "kl"]
 _TOLERANCE = 0.1  # of the sum of a soft target (VL-BERT's code)
@@ -29,7 +29,8 @@ class MRC(RegionObjective):
             distribution; rows that do not sum to 1 within 0.1 do not count (VL-BERT). ``kl``: KL(target || prediction) over all classes
             (ViLBERT, InterBERT, UNITER's MRC-kl).
         classes: of the head: columns of the table of probabilities, with the background where it has one (1601); 1600 for classes alone.
-        background: column of the background, which ``argmax`` leaves out; null: the table has none.
+            None: those of the data (``regions.json``), with their background.
+        background: column of the background, which ``argmax`` leaves out; None: the table has none. Say it where you say ``classes``.
         norm_in_head: LayerNorm between the head's layers; VL-BERT has none.
         transform: dense, GELU and LayerNorm before the decoder; false: the decoder alone (Unicoder-VL, ImageBERT).
         reduction: ``regions``: mean over chosen regions. ``elements``: of ``kl``, divided by the number of classes too, as in UNITER's
@@ -43,8 +44,8 @@ class MRC(RegionObjective):
     def __init__(
         self,
         target: Target = "kl",
-        classes: int = 1601,
-        background: int | None = 0,
+        classes: int | None = None,
+        background: int | None = None,
         norm_in_head: bool = True,
         transform: bool = True,
         reduction: Literal["regions", "elements"] = "regions",
@@ -61,10 +62,22 @@ class MRC(RegionObjective):
             raise ValueError(f"MRC: unknown target={target!r}; choose one of {', '.join(self.targets)}")
         if reduction not in ("regions", "elements") or (reduction == "elements" and target != "kl"):
             raise ValueError(f"MRC: reduction={reduction!r} with target={target!r}; choose regions, or elements with target: kl")
-        if classes < 1 or (background is not None and not 0 <= background < classes):
+        if classes is None and background is not None:
+            raise ValueError(f"MRC: background={background} without `classes`; set both, or neither, which takes them from the data")
+        if classes is not None and (classes < 1 or (background is not None and not 0 <= background < classes)):
             raise ValueError(f"MRC: background={background} must be one of {classes} classes, or null")
-        self.goal, self.classes, self.background = target, classes, background
+        self.goal, self.given = target, classes
+        self.classes, self.background = classes or 0, background
         self.norm_in_head, self.transform, self.reduction = norm_in_head, transform, reduction
+
+    def settle(self, vocabulary: Vocabulary | None) -> None:
+        known, background = (vocabulary.region_classes, vocabulary.region_background) if vocabulary is not None else (0, None)
+        self.classes = settled(self.name, "classes", self.given, known, most_labels(known, background) if self.goal == "class" else known)
+        if self.given is None:
+            self.background = background
+        elif known and self.goal != "class" and self.given != known:
+            found = f"the regions of the data have probabilities of {known} (regions.json)"
+            raise ValueError(f"{self.name}: classes={self.given}, but {found}; set {known}, or null for those")
 
     def make_head(self, spec: Spec, width: int) -> nn.Module:
         return RegionHead(width, self.classes, spec.std, spec.norm_eps, self.norm_in_head, self.transform)

@@ -11,10 +11,17 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.region_heads import RegionHeads
-from mmpretrain.objectives.masked_regions import RegionGuess, RegionObjective, attribute_labels, class_labels
+from mmpretrain.objectives.masked_regions import (
+    RegionGuess,
+    RegionObjective,
+    attribute_labels,
+    class_labels,
+    most_labels,
+    settled,
+)
 from mmpretrain.objectives.precision import full_precision, scalar, wide
 from mmpretrain.objectives.region_masking import RegionMasker
-from mmpretrain.types import Batch, RegionBatch, Score, Spec
+from mmpretrain.types import Batch, RegionBatch, Score, Spec, Vocabulary
 
 PARTS = ("obj", "attr", "feat")
 
@@ -27,8 +34,8 @@ class Objects(RegionObjective):
 
     Args:
         parts: kind -> factor; None: all three with 1. Leave out what the regions lack.
-        classes: of objects, without the background.
-        attributes: likewise.
+        classes: of objects; 1600 of Visual Genome, without the background. None: those of the data (``regions.json``).
+        attributes: likewise (400).
         scope: ``all``: classes and attributes of every region, masked or not, weighted by the detector's confidence, as in the released
             code. The confidence of a class is ``scores_N``, else its probability; that of an attribute its probability, else ``scores_N``.
             ``masked``: those of the chosen regions with weight 1, as the paper says. A region without the label has no weight.
@@ -39,8 +46,8 @@ class Objects(RegionObjective):
     def __init__(
         self,
         parts: dict[str, float] | None = None,
-        classes: int = 1600,
-        attributes: int = 400,
+        classes: int | None = None,
+        attributes: int | None = None,
         scope: Literal["all", "masked"] = "all",
         masker: RegionMasker = RegionMasker(zero=0.8, random=0.1),  # noqa: B008  (frozen)
         *,
@@ -57,7 +64,18 @@ class Objects(RegionObjective):
         if scope not in ("all", "masked"):
             raise ValueError(f"Objects: unknown scope={scope!r}; choose all or masked")
         self.parts = {name: parts[name] for name in PARTS if name in parts}
-        self.classes, self.attributes, self.scope = classes, attributes, scope
+        self.given, self.scope = {"classes": classes, "attributes": attributes}, scope
+        self.classes, self.attributes = classes or 0, attributes or 0
+
+    def settle(self, vocabulary: Vocabulary | None) -> None:
+        classes, attributes = (vocabulary.region_classes, vocabulary.region_attributes) if vocabulary is not None else (0, 0)
+        if "obj" in self.parts:
+            background = vocabulary.region_background if vocabulary is not None else None
+            self.classes = settled(self.name, "classes", self.given["classes"], classes, most_labels(classes, background))
+        if "attr" in self.parts:
+            if classes and not attributes:
+                raise ValueError(f"{self.name}: the regions of the data have no attributes (regions.json); leave `attr` out of `parts`")
+            self.attributes = settled(self.name, "attributes", self.given["attributes"], attributes, attributes)
 
     def make_head(self, spec: Spec, width: int) -> nn.Module:
         assert spec.feature_width is not None

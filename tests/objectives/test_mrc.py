@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers.region_batches import CLASSES, RegionModel, region_rows, region_sample_batch, region_spec, region_states, rows_of
+from helpers.region_batches import CLASSES, VOCABULARY, RegionModel, region_rows, region_sample_batch, region_spec, region_states, rows_of
 from torch import nn
 
 from mmpretrain.objectives.base import scored
@@ -20,7 +20,7 @@ LENGTHS = (4, 1, 7, 3, 6)
 
 
 def bound(seed: int = 0, **options) -> MRC:
-    objective = MRC(**{"classes": CLASSES, "masker": HALF, **options})
+    objective = MRC(**{"classes": CLASSES, "background": 0, "masker": HALF, **options})
     objective.bind(region_spec(), None)
     torch.manual_seed(seed)
     for name, parameter in objective.named_parameters():  # gains around 1, everything else large enough to matter
@@ -168,8 +168,8 @@ def test_size_of_the_head_initialisation_and_pickle():
         return sum(p.numel() for p in objective.parameters())
 
     assert size(classes=1600, transform=False) == 768 * 1600 + 1600  # Unicoder-VL: a linear layer alone
-    assert size() == 768 * 768 + 768 + 2 * 768 + 768 * 1601 + 1601  # UNITER
-    assert size(norm_in_head=False) == 768 * 768 + 768 + 768 * 1601 + 1601  # VL-BERT
+    assert size(classes=1601) == 768 * 768 + 768 + 2 * 768 + 768 * 1601 + 1601  # UNITER
+    assert size(classes=1601, norm_in_head=False) == 768 * 768 + 768 + 768 * 1601 + 1601  # VL-BERT
     wide = MRC(classes=500)
     wide.bind(region_spec()._replace(visual_width=64, std=0.1, norm_eps=1e-5), None)
     assert wide.head.decoder.weight.shape == (500, 64) and wide.head.decoder.weight.std().item() == pytest.approx(0.1, rel=0.05)
@@ -199,8 +199,10 @@ def test_clear_errors():
         MRC(target="soft", reduction="elements")
     with pytest.raises(ValueError, match="background=7"):
         MRC(classes=7, background=7)
+    with pytest.raises(ValueError, match="background=0 without `classes`; set both, or neither"):
+        MRC(background=0)
     with pytest.raises(ValueError, match="probabilities of 7 classes, the head has 1601"):
-        MRC(target="soft").corrupt(batch, {})
+        MRC(target="soft", classes=1601).corrupt(batch, {})
     with pytest.raises(ValueError, match="set target: class"):
         bound().corrupt(bare, {})
     with pytest.raises(ValueError, match="no classes"):
@@ -215,3 +217,48 @@ def test_clear_errors():
         objective(region_states(batch, 1)._replace(image_prefix=0), out)
     with pytest.raises(ValueError, match="no head yet"):
         MRC(classes=CLASSES, masker=HALF)(region_states(batch), out)
+
+
+def known(classes: int, background: int | None = None, attributes: int = 0):
+    return VOCABULARY._replace(region_classes=classes, region_background=background, region_attributes=attributes)
+
+
+def test_classes_that_the_recipe_leaves_to_the_data():
+    objective = MRC("argmax", masker=HALF)
+    with pytest.raises(ValueError, match="mrc: the data do not say how many classes there are .*; set `classes`"):
+        objective.bind(region_spec(), None)
+    with pytest.raises(ValueError, match="set `classes`"):
+        objective.bind(region_spec(), VOCABULARY)
+    objective.bind(region_spec(), known(CLASSES, 2))
+    assert (objective.classes, objective.background) == (CLASSES, 2) and objective.head.decoder.out_features == CLASSES
+    batch = region_sample_batch(LENGTHS)
+    labels = objective._labels(batch.regions, torch.arange(sum(LENGTHS)))
+    table = batch.regions.class_probs_NC.clone()
+    table[:, 2] = -1
+    assert torch.equal(labels, table.argmax(1))
+    other = MRC(masker=HALF)
+    other.bind(region_spec(), known(3))
+    assert (other.classes, other.background) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("target", "data", "message"),
+    [
+        ("kl", (5, None), "classes=7, but the regions of the data have probabilities of 5 .*; set 5, or null"),
+        ("soft", (9, 0), "classes=7, but the regions of the data have 9 .*; set 9, or null"),
+        ("class", (9, 0), "classes=7, but the regions of the data have 9"),
+        ("class", (8, 0), "classes=7, but the regions of the data have 8"),
+        ("class", (8, 7), None),  # the last one is the background, which is no region's class
+        ("class", (5, None), None),  # some are never right
+        ("kl", (7, 0), None),
+        ("kl", (0, None), None),  # nobody knows; the batch is looked at
+    ],
+)
+def test_an_explicit_number_is_compared_with_the_data(target, data, message):
+    objective = MRC(target, CLASSES, 0 if target != "class" else None, masker=HALF)
+    if message is None:
+        objective.bind(region_spec(), known(*data))
+        assert objective.classes == CLASSES == objective.head.decoder.out_features
+        return
+    with pytest.raises(ValueError, match=message):
+        objective.bind(region_spec(), known(*data))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.region_batches import ATTRIBUTES, CLASSES, FEATURES, region_rows, region_sample_batch, region_spec, region_states
+from helpers.region_batches import ATTRIBUTES, CLASSES, FEATURES, VOCABULARY, region_rows, region_sample_batch, region_spec, region_states
 from torch import nn
 from torch.nn import functional as F
 
@@ -162,7 +162,7 @@ def test_where_confidence_comes_from():
 
 def test_size_of_the_head():
     with torch.device("meta"):
-        objective = Objects()
+        objective = Objects(classes=1600, attributes=400)
         objective.bind(region_spec(768, features=None)._replace(feature_width=2048), None)
     transform = 768 * 768 + 768 + 2 * 768
     assert sum(p.numel() for p in objective.parameters()) == transform + sum(768 * n + n for n in (1600, 400, 2048))
@@ -185,3 +185,23 @@ def test_clear_errors():
             bound().corrupt(batch._replace(regions=batch.regions._replace(**{field: None})), {})
     with pytest.raises(ValueError, match="the head has 4; set `attributes`"):
         bound(attributes=4).corrupt(batch, {})
+
+
+def test_numbers_that_the_recipe_leaves_to_the_data():
+    known = VOCABULARY._replace(region_classes=9, region_attributes=4)
+    objective = Objects()
+    objective.bind(region_spec(), known)
+    assert (objective.classes, objective.attributes) == (9, 4)
+    assert {name: decoder.out_features for name, decoder in objective.head.decoders.items()} == {"obj": 9, "attr": 4, "feat": FEATURES}
+    for options, data, message in (
+        ({}, VOCABULARY, "objects: the data do not say how many classes there are"),
+        ({"classes": 9}, VOCABULARY, "the data do not say how many attributes there are"),
+        ({}, known._replace(region_attributes=0), "the regions of the data have no attributes .*leave `attr` out of `parts`"),
+        ({"classes": 8}, known, "classes=8, but the regions of the data have 9"),
+        ({"attributes": 3}, known, "attributes=3, but the regions of the data have 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Objects(**options).bind(region_spec(), data)
+    Objects(classes=8, attributes=400).bind(region_spec(), known._replace(region_background=8))
+    Objects({"feat": 1.0}).bind(region_spec(), VOCABULARY)
+    Objects({"obj": 1.0, "feat": 1.0}).bind(region_spec(), known._replace(region_attributes=0))

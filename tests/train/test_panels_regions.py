@@ -56,7 +56,7 @@ def uniter() -> Pretraining:
     model = UNITER(text, RegionEmbedder(24, 12, "xyxywha", branch_eps=1e-12, mask_embedding=True), blocks)
     shake(model)
     heads = {"mlm": MLM(view="mlm", prob=0.5), "itm": ITM(), "wpa": WPA()}
-    root = Pretraining(model, {**heads, "mrc": MRC("argmax", CLASSES, masker=RegionMasker(prob=0.5), view="mrc")})
+    root = Pretraining(model, {**heads, "mrc": MRC("argmax", CLASSES, 0, masker=RegionMasker(prob=0.5), view="mrc")})
     root.bind(VOCABULARY)
     return root
 

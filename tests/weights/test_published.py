@@ -198,8 +198,8 @@ def test_objectives_are_told_by_their_heads() -> None:
 
     model = published.single_stream.uniter()
     made_ones = {
-        "mlm": mlm.MLM(), "itm": itm.ITM(), "sip": sip.SIP(), "tags": tags.TagContrast(), "mrc": mrc.MRC(), "mrfr": mrfr.MRFR(),
-        "objects": objects.Objects(), "vqa": vqa.VQA(answers=9),
+        "mlm": mlm.MLM(), "itm": itm.ITM(), "sip": sip.SIP(), "tags": tags.TagContrast(), "mrc": mrc.MRC(classes=9), "mrfr": mrfr.MRFR(),
+        "objects": objects.Objects(classes=9, attributes=4), "vqa": vqa.VQA(answers=9),
     }  # fmt: skip
     for kind, objective in made_ones.items():
         objective.bind(model.spec, None)
