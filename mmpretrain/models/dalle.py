@@ -169,7 +169,9 @@ class DALLE(nn.Module):
         """Ids with the paddings behind them, (B, T)."""
         layout, positions = Layout(text.lengths), self.text_positions
         if layout.max_len > positions:
-            raise ValueError(f"DALLE has {positions} text positions, a text has {layout.max_len} tokens: set data.max_tokens to {positions}")
+            raise ValueError(
+                f"DALLE has {positions} text positions, a text has {layout.max_len} tokens: set data.max_tokens to {positions}"
+            )
         device, longest = text.ids_BT.device, layout.max_len
         pads_T = torch.arange(self.vocab_size, self.vocab_size + positions, device=device)
         ids_BT = pads_T.repeat(layout.size, 1)

@@ -6,6 +6,7 @@ links, replaced atomically. Checkpoints of a future that was given up lie in ``a
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -117,19 +118,29 @@ class Checkpoints(Checkpoint):
         return bool(distributed.host_max(int(over)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None:
+        follows = getattr(getattr(pl_module, "schedule", None), "follows_validation", False)
+        if not self._best(trainer) and follows and self.saved_step == trainer.global_step:
+            self.save(trainer, again=True)  # a run continued from here does not validate once more
+
+    def _best(self, trainer: pl.Trainer) -> bool:
+        """Save where this validation is the best so far; whether it was saved."""
+        value = None if self.monitor is None else trainer.callback_metrics.get(self.monitor)
+        if self.monitor is not None and value is None:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ValueError(f"Checkpoints: monitor={self.monitor!r} is not among the metrics: {known}")
-        score = float(value)
-        if score == score and (self.best is None or (score < self.best[0] if self.mode == "min" else score > self.best[0])):
-            before, self.best = self.best, (score, self._name(trainer))
-            if not self.save(trainer, again=True):
-                self.best = before
-            elif trainer.is_global_zero:
-                point(self.directory / "best.ckpt", self.directory / self.best[1])
+        score = math.nan if value is None else float(value)
+        better = self.best is None or (score < self.best[0] if self.mode == "min" else score > self.best[0])
+        if score != score or not better:
+            return False
+        before, self.best = self.best, (score, self._name(trainer))
+        if not self.save(trainer, again=True):
+            self.best = before
+            return False
+        if trainer.is_global_zero:
+            point(self.directory / "best.ckpt", self.directory / self.best[1])
+        return True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step > 0 and self.saved_step != trainer.global_step:

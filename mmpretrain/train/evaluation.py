@@ -58,7 +58,7 @@ class EvaluatedModule(pl.LightningModule):
                 values["loss"] = sum(weight * values[name] for name, weight in weights.items() if name in values)
             for name, value in values.items():
                 self.log(f"{prefix}/{name}", value, rank_zero_only=False, sync_dist=False)
-            if prefix == "val" and values and self.trainer.training and not self.trainer.sanity_checking:
+            if prefix == "val" and values and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
                 self.lr_schedulers().validated(values["loss"])  # type: ignore[union-attr]  # a StepScheduler
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

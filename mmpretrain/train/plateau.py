@@ -55,7 +55,7 @@ class Plateau(Schedule):
             )
         if reads not in ("train", "val"):
             raise ValueError(f"schedule.reads={reads!r}; choose train or val")
-        self.drop, self.times, self.reads = drop, times, reads
+        self.drop, self.times, self.reads, self.follows_validation = drop, times, reads, reads == "val"
         self.window, self.patience, self.threshold = window, patience, threshold
         self.drops, self.best, self.waited = 0, math.inf, 0
         self.steps, self.seen = 0, Meter()

@@ -23,6 +23,8 @@ class Schedule:
         total: steps of the run; None: what the trainer runs.
     """
 
+    follows_validation = False  # its state changes with validations
+
     def __init__(self, warmup: int | float = 0, total: int | None = None) -> None:
         if warmup < 0 or (isinstance(warmup, float) and warmup >= 1):
             raise ValueError(f"schedule.warmup={warmup}: steps as an int, or a share of the run as a float in [0, 1)")

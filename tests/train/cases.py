@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mmpretrain.train.optim import Optimizer
+from mmpretrain.train.plateau import Plateau
 
 SGD = {"model.layers.0": Optimizer(lr=3e-2, kind="sgd", weight_decay=5e-4, decay="all")}  # the rest: AdamW
 CASES: dict[str, dict[str, Any]] = {
@@ -26,6 +27,12 @@ CASES: dict[str, dict[str, Any]] = {
         "flags": {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2},
     },
     "recompute": {"module": {"activation_checkpointing": True, "ema_decay": 0.9}, "flags": {"gradient_clip_val": 0.5}},
+    # no loss is half as large as one before: a drop behind every second look
+    "plateau": {
+        "plateau": {"warmup": 2, "window": 2, "patience": 1, "threshold": 0.5},
+        "module": {"ema_decay": 0.9, "ema_every": 3},
+        "flags": {},
+    },
 }
 
 
@@ -35,6 +42,8 @@ def execute(name: str, **layout: Any) -> Any:
 
     case = CASES[name]
     module = build(optimizer=case.get("optimizer"), **case.get("module", {}))
+    if "plateau" in case:
+        module.schedule = Plateau(**case["plateau"])
     return module, run(module, **{**case["flags"], **layout})
 
 

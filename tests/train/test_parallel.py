@@ -10,7 +10,7 @@ from train.cases import CASES, execute
 from train.runs import Trace, drift, largest
 from train.spawn import ranks
 
-QUICK = ["ddp:plain", "fsdp2:accumulate", "ddp:adversarial", "fsdp2:adversarial"]
+QUICK = ["ddp:plain", "fsdp2:accumulate", "ddp:adversarial", "fsdp2:adversarial", "ddp:plateau"]
 LAYOUTS = [f"{strategy}:{name}" for strategy in ("ddp", "fsdp2") for name in CASES] + ["zero2:plain"]
 
 
