@@ -137,8 +137,10 @@ class Engine:
     def check_alone(self) -> None:
         """
         Raises:
-            ValueError: the model reads text and image together only, so that there is no vector of one of them.
+            ValueError: the model reads text and image together only, so that there is no vector of one of them, or gives no vectors at all.
         """
+        if self.kind not in ("paired", "fused"):
+            raise ValueError(f"{type(self.model).__name__} gives {self.kind} states: it has no vector of a text or an image")
         if not self.model.spec.alone:
             name = type(self.model).__name__
             raise ValueError(f"{name} reads text and image together only, so neither has a vector of its own; score pairs instead")

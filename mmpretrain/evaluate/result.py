@@ -34,7 +34,10 @@ class Result(NamedTuple):
         return {"name": self.name, "value": value, "chance": self.chance, "stamp": self.stamp._asdict()}
 
 
-_FORMS = {"median_rank": "{:.1f}", "psnr": "{:.2f} dB", "mse": "{:.5f}", "perplexity": "{:.1f}", "dead": "{:.0f}"}  # of what is no share
+_NATS = "{:.4f} nats"
+_FORMS = {  # of what is no share
+    "median_rank": "{:.1f}", "psnr": "{:.2f} dB", "mse": "{:.5f}", "perplexity": "{:.1f}", "dead": "{:.0f}", "loss": _NATS, "_text": _NATS,
+}  # fmt: skip
 
 
 def shown(name: str, value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmpretrain.evaluate.likelihood import likelihood
 from mmpretrain.evaluate.matching import matching
 from mmpretrain.evaluate.mlm import masked_accuracy
 from mmpretrain.evaluate.pretrained import Pretrained
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from mmpretrain.data.module import ShardData
 
-MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction")
+MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction", "likelihood")
 Progress = Callable[[str, int, int], None]
 
 
@@ -32,6 +33,7 @@ class Limits(NamedTuple):
     mlm: int | None = 1000
     zeroshot: int | None = None
     reconstruction: int | None = None
+    likelihood: int | None = 1000
     captions: int | None = None  # of each image in retrieval
     fusion_sets: int | None = None  # retrieval by a fusion model, a forward for every pair, on the first so many sets only
 
@@ -56,12 +58,12 @@ def evaluate(
 
     Retrieval where samples have captions; matching where there are captions, minimal edits or labelled statements; masked words where
     the checkpoint has such a head; zero-shot classification into ``classes``, or, of dual encoders, where samples have objects with colour
-    and shape, into these. Of discrete autoencoders, reconstruction.
+    and shape, into these. Of discrete autoencoders, reconstruction; of left-to-right models, the likelihood of texts and codes.
 
     Args:
         pretrained: the model.
         data: the validation sets of a data module, or sets.
-        only: names out of ``retrieval``, ``matching``, ``mlm``, ``zeroshot``, ``reconstruction``.
+        only: names out of ``retrieval``, ``matching``, ``mlm``, ``zeroshot``, ``reconstruction``, ``likelihood``.
         limits: most samples of each.
         templates: prompts of zero-shot classification.
         classes: of zero-shot classification, for data that name one themselves.
@@ -87,6 +89,8 @@ def evaluate(
             results += masked_accuracy(model, data_set, limits.mlm)
         if "reconstruction" in only:
             results += reconstruction(model, data_set, limits.reconstruction)
+        if "likelihood" in only:
+            results += likelihood(model, data_set, limits.likelihood)
         if "zeroshot" in only and classes is not None and ranked:
             results += zeroshot(model, data_set, classes.names, classes.of, templates, limits.zeroshot)
         elif "zeroshot" in only and model.dual:

@@ -7,7 +7,7 @@ turn a state into logits of its own vocabulary, so neither kind of token can be 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,14 @@ class Unembedding(nn.Module):
             return F.linear(wide(self.norm(x_RD)), wide(self.out.weight))
 
 
+class Surprisal(NamedTuple):
+    """Of the tokens of a batch that count; scalars."""
+
+    loss: Tensor  # summed cross-entropy, nats, with gradient
+    count: Tensor  # type: ignore[assignment]  # of a tuple's methods; float
+    right: Tensor  # float: how many were the most probable token
+
+
 class NextToken(Objective):
     """Base of the two: head, loss and statistics.
 
@@ -55,6 +63,7 @@ class NextToken(Objective):
 
     kind: ClassVar[str] = "causal"
     perturbed: ClassVar[bool] = False
+    predicts: ClassVar[str]  # text or codes
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
@@ -99,18 +108,21 @@ class NextToken(Objective):
             raise ValueError(f"{self.name}: the model must return one state for every token of the batch")
         return self.logits_of(states.x_ND if places is None else states.x_ND.index_select(0, places))
 
-    def forward(self, hidden: Causal, batch: Batch) -> Score:
-        """Summed cross-entropy."""
+    def surprisal(self, hidden: Causal, batch: Batch) -> Surprisal:
+        """What ``forward`` makes its score of, leaving no trace in ``pooled``."""
         labels_R, places = self._labels(batch).flatten(), self._places(batch)
         if places is not None:
             labels_R = labels_R.index_select(0, places)
         logits_RV = self.logits(hidden, batch)
         loss = F.cross_entropy(logits_RV, labels_R, ignore_index=IGNORED, reduction="sum")
-        with torch.no_grad():
-            count = (labels_R != IGNORED).sum().float()
-            right = (logits_RV.argmax(-1) == labels_R).sum().float()
-            seen = torch.stack([loss.detach().double(), count.double()])
-            self._seen = seen if self._seen is None else self._seen + seen
+        right_R = logits_RV.detach().argmax(-1) == labels_R
+        return Surprisal(loss, (labels_R != IGNORED).sum().float(), right_R.sum().float())
+
+    def forward(self, hidden: Causal, batch: Batch) -> Score:
+        """Summed cross-entropy."""
+        loss, count, right = self.surprisal(hidden, batch)
+        seen = torch.stack([loss.detach().double(), count.double()])
+        self._seen = seen if self._seen is None else self._seen + seen
         return Score(loss, count, {"accuracy": (right, count)})
 
     def pooled(self) -> Mapping[str, tuple[Tensor, Tensor]]:
@@ -137,6 +149,8 @@ class NextText(NextToken):
     Raises:
         ValueError: ``dropout`` is no probability below 1.
     """
+
+    predicts: ClassVar[str] = "text"
 
     def __init__(
         self,
@@ -226,6 +240,8 @@ class NextCode(NextToken):
         weight, view, after, sources: see ``Objective``.
         only_if_matched: pictures whose caption is not true of them do not count.
     """
+
+    predicts: ClassVar[str] = "codes"
 
     def __init__(
         self,

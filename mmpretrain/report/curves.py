@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mmpretrain.report.run import Series
 
 SECTIONS = ("Loss", "Objectives", "Validation", "Speed", "Data", "Other")
-_MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction")
+_MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction", "likelihood")
 _LOSS = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm"}
 _SIGHTS = {"accuracy": "with image", "accuracy_other_image": "with another image", "accuracy_without_image": "without image"}
 POINT_LIMIT = 1200  # per line; more cannot be seen and would make the page heavy
