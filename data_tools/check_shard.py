@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from mmpretrain.data import shapes, tar
-from mmpretrain.data.decode import IMAGE, allowed, assemble, decode_image, limit
+from mmpretrain.data.codes import MAX_KNOWN, decode_codes
+from mmpretrain.data.codes_info import NAME as CODES_JSON
+from mmpretrain.data.codes_info import CodesInfo, read_info
+from mmpretrain.data.decode import CODES, IMAGE, REGIONS, allowed, assemble, decode_image, limit
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import index_path, parse
 from mmpretrain.data.regions import decode_regions
@@ -39,6 +42,7 @@ KINDS = {  # kind -> what it means
     "text": "text or JSON that breaks the rules",
     "picture": "a picture that cannot be decoded",
     "regions": "region features that break the schema",
+    "codes": "image codes that break the schema, or the codes.json beside the shard",
     "bomb": "more pixels, bytes or nesting than is allowed",
     "pickle": "a member that some readers execute",
 }
@@ -74,6 +78,7 @@ class _Check:
         self.counts: dict[str, Counts] = {name: {} for name in ("captions", "words", "width", "height", "kilobytes")}
         self.size = path.stat().st_size
         self.crcs = self._saved()
+        self.codes = self._codes()
 
     def run(self) -> dict[str, Any]:
         if self.size:
@@ -172,14 +177,29 @@ class _Check:
                 histogram.add(self.counts["width"], width)
                 histogram.add(self.counts["height"], height)
                 histogram.add(self.counts["kilobytes"], len(content) / 1000)
-            elif name == "regions.npz":
+            elif name == REGIONS:
                 decode_regions(content)
+            elif name == CODES:
+                self._grid(decode_codes(content, self.codes.codes if self.codes is not None else MAX_KNOWN).shape)
             else:
                 return content
         except BadSample as error:
             bomb = any(words in str(error) for words in _TOO_MUCH)
-            self.problem("bomb" if bomb else "picture" if IMAGE.fullmatch(name) else "regions", key, f"{name}: {error}")
+            kind = {REGIONS: "regions", CODES: "codes"}.get(name, "picture")
+            self.problem("bomb" if bomb else kind, key, f"{name}: {error}")
         return None
+
+    def _codes(self) -> CodesInfo | None:
+        """What the codes.json beside the shard says."""
+        try:
+            return read_info(self.path.parent)
+        except DataError as error:
+            self.problem("codes", None, str(error))
+            return None
+
+    def _grid(self, found: tuple[int, ...]) -> None:
+        if self.codes is not None and found != self.codes.grid:
+            raise BadSample(f"a grid of {found[0]} x {found[1]}, {CODES_JSON} says {self.codes.grid[0]} x {self.codes.grid[1]}")
 
     def _whole(self, key: str, members: Mapping[str, bytes | None]) -> None:
         pictures = any(IMAGE.fullmatch(name) for name in members)

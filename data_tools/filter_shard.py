@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mmpretrain.data.decode import IMAGE
 from mmpretrain.data.errors import BadSample
 from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
@@ -24,7 +25,7 @@ from mmpretrain.types import Sample
 
 SAMPLE_FIELDS = (
     *("key", "source", "shard", "width", "height", "min_side", "max_side", "aspect", "pixels", "bytes", "format"),
-    *("captions", "statements", "pictures", "regions"),
+    *("captions", "statements", "pictures", "regions", "codes"),
 )
 CAPTION_FIELDS = ("caption", "words", "characters", "lang")
 UNREADABLE = "cannot be read"
@@ -83,7 +84,7 @@ def sample_field(index: ShardIndex, number: int, sample: Sample, source: str, na
     if name not in SAMPLE_FIELDS:
         return value_of(sample.meta, name)
     width, height = int(index.widths_S[number]), int(index.heights_S[number])
-    pictures = [one for one in index.members(number) if one[0] not in ("txt", "json", "regions.npz")]
+    pictures = [one for one in index.members(number) if IMAGE.fullmatch(one[0])]
     found: dict[str, Any] = {
         "key": sample.key,
         "source": source,
@@ -92,6 +93,7 @@ def sample_field(index: ShardIndex, number: int, sample: Sample, source: str, na
         "statements": len(sample.statements),
         "pictures": int(index.images_S[number]),
         "regions": int(index.regions_S[number]),
+        "codes": int(index.code_rows_S[number]) * int(index.code_columns_S[number]),
         "bytes": sum(one[2] for one in pictures),
     }
     if pictures:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpretrain.data.codes_info import same_tokenizer
+from mmpretrain.data.codes_info import write_info as write_codes
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.regions_info import NAME, RegionsInfo, read_info, write_info
 from mmpretrain.data_tools.common import megabytes, table
-from mmpretrain.data_tools.engine import run, stamp
+from mmpretrain.data_tools.derive import derive
 from mmpretrain.data_tools.regions_shard import Counts, shard
-from mmpretrain.data_tools.shards import fresh_folder, write_manifest
 
-STATE = ".state"
 RANDOM = "random weights: shapes are right, numbers mean nothing"
 
 
@@ -41,39 +39,20 @@ def fill(
     Returns:
         file name of a shard -> what was done to it.
     """
-    names = [path.name for path in works]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"two shards are called {twice}; give folders with shards of one name in commands of their own")
-    if any(path.resolve().parent == out.resolve() for path in works):
-        raise DataError(f"--out {out} is the folder of the shards themselves; choose another one")
-    state = fresh_folder(out, STATE)
-    before = read_info(out)
-    if before is not None and before != info:
-        was = f"a run with another extractor or other options was interrupted here ({before.source})"
-        raise DataError(f"{out}: {was}; remove the folder, or choose another --out")
-    write_info(out, info)
-    common = {"replace": replace, "on_bad": on_bad}
-    items = {
-        path.name: {"source": stamp(path), "target": str(out / path.name), "options": _plain(made), **common}
-        for path, made in works.items()
-    }
-    found = run(shard, items, state=state, valid=_whole(out), **engine)
-    counts = {name: Counts(**one) for name, one in found.items()}
-    shards = [{"file": name, "samples": one.samples, "bytes": one.bytes, "sha256": one.sha256} for name, one in counts.items()]
-    write_manifest(out, shards, {"tool": "regions", "fingerprint": info.fingerprint}, name)
-    shutil.rmtree(state)
-    return counts
+    autoencoder = same_tokenizer(path.parent for path in works)
 
+    def begin() -> None:
+        before = read_info(out)
+        if before is not None and before != info:
+            was = f"a run with another extractor or other options was interrupted here ({before.source})"
+            raise DataError(f"{out}: {was}; remove the folder, or choose another --out")
+        write_info(out, info)
+        if autoencoder is not None:
+            write_codes(out, autoencoder)
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _whole(out: Path) -> Callable[[str, Any], bool]:
-    def there(name: str, result: Any) -> bool:
-        return (out / name).is_file() and (out / name).stat().st_size == result["bytes"]
-
-    return there
+    items = {path: {"options": made, "replace": replace, "on_bad": on_bad} for path, made in works.items()}
+    found = derive(shard, out, items, begin, {"tool": "regions", "fingerprint": info.fingerprint}, name, **engine)
+    return {file: Counts(**one) for file, one in found.items()}
 
 
 def report(out: Path, info: RegionsInfo, counts: Mapping[str, Counts], seconds: float) -> int:

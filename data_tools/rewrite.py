@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmpretrain.data import codes_info, regions_info
 from mmpretrain.data.decode import assemble, decode_json
-from mmpretrain.data.regions_info import same_extractor, write_info
 from mmpretrain.data_tools.engine import run, stamp
 from mmpretrain.data_tools.shards import RawReader, fresh_folder, write_manifest, write_shard
 
@@ -88,9 +88,11 @@ def rewrite(
         part -> what the manifest says of its shards.
 
     Raises:
-        DataError: regions of two extractors (``regions.json`` of the inputs), or ``out`` holds something else.
+        DataError: regions of two extractors or codes of two autoencoders (``regions.json``, ``codes.json`` of the inputs), or ``out``
+            holds something else.
     """
-    extractor = same_extractor(path.parent for path in inputs)
+    extractor = regions_info.same_extractor(path.parent for path in inputs)
+    autoencoder = codes_info.same_tokenizer(path.parent for path in inputs)
     state = fresh_folder(out, STATE)
     stamps = [stamp(path) for path in inputs]
     items: dict[str, Any] = {}
@@ -116,6 +118,8 @@ def rewrite(
         if found[name]:
             write_manifest(out / name, found[name], made)
             if extractor is not None:
-                write_info(out / name, extractor)
+                regions_info.write_info(out / name, extractor)
+            if autoencoder is not None:
+                codes_info.write_info(out / name, autoencoder)
     shutil.rmtree(state)
     return found

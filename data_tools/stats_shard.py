@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpretrain.data.decode import IMAGE
 from mmpretrain.data.errors import BadSample
 from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
@@ -26,6 +27,7 @@ MEASURES = {  # name -> what it says
     "aspect": "width over height",
     "kilobytes": "kB of a sample's pictures",
     "regions": "regions of a sample",
+    "codes": "image codes of a sample",
 }
 TABLES = ("format", "language", "word", "caption")
 _KEPT = 2000  # of the most frequent words and captions of a shard
@@ -82,7 +84,9 @@ def _count(index: ShardIndex, number: int, sample: Sample, counts: dict[str, Cou
         histogram.add(counts["aspect"], width / height)
     if index.regions_S[number]:
         histogram.add(counts["regions"], int(index.regions_S[number]))
-    pictures = [one for one in index.members(number) if one[0] not in ("txt", "json", "regions.npz")]
+    if index.code_rows_S[number]:
+        histogram.add(counts["codes"], int(index.code_rows_S[number]) * int(index.code_columns_S[number]))
+    pictures = [one for one in index.members(number) if IMAGE.fullmatch(one[0])]
     tables["format"].update(one[0].rpartition(".")[2].replace("jpeg", "jpg") for one in pictures)
     if pictures:
         histogram.add(counts["kilobytes"], sum(one[2] for one in pictures) / 1000)

@@ -112,9 +112,7 @@ def _pieces(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     return parts
 
 
-def split_words(
-    tokenizer: Tokenizer, reader: ShardReader, corpus: int, least: int, most: int, progress: bool | None = None
-) -> list[str]:
+def split_words(tokenizer: Tokenizer, reader: ShardReader, corpus: int, least: int, most: int, progress: bool | None = None) -> list[str]:
     """The words of a set that the tokenizer cuts into several tokens, the most frequent first.
 
     Args:
