@@ -14,7 +14,7 @@ from mmpretrain.cli.errors import UserError, nearest, one_line, show
 if TYPE_CHECKING:
     from mmpretrain.evaluate.samples import EvalSet
 
-MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction", "likelihood")
+MEASUREMENTS = ("retrieval", "matching", "mlm", "mim", "zeroshot", "reconstruction", "likelihood")
 
 
 class OneLine(argparse.ArgumentParser):

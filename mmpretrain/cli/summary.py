@@ -21,7 +21,7 @@ from mmpretrain.train.measure import measure
 from mmpretrain.train.run_dir import write_result
 
 SPEED = (("speed/samples_per_s", "samples/s"), ("speed/tokens_per_s", "tokens/s"), ("data/wait_share", "share of time waiting for data"))
-LIMITS = suite.Limits(matching=256, mlm=256, likelihood=256, fusion_sets=1)
+LIMITS = suite.Limits(matching=256, mlm=256, mim=256, likelihood=256, fusion_sets=1)
 
 
 class Final(pl.Callback):

@@ -88,7 +88,7 @@ def _vectors(pretrained: Pretrained, samples: list[Sample]) -> dict[str, np.ndar
     decoded = [(i, found) for i, found in zip(with_image, seen, strict=True) if found is not None]
     if decoded:
         image[[i for i, _ in decoded]] = pretrained.encode_pixels([found for _, found in decoded]).numpy()
-    if with_text and pretrained.tokenizer is not None:
+    if with_text and pretrained.tokenizer is not None and spec.vocab_size:
         text[with_text] = pretrained.encode_text([captions[i] for i in with_text]).numpy()
     return {"key": np.array([s.key for s in samples], dtype=str), "caption": np.array(captions, dtype=str), "image": image, "text": text}
 

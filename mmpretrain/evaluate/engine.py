@@ -105,9 +105,11 @@ class Engine:
         """Vectors of tokenised texts, float32 (n, width). Equal texts are encoded once.
 
         Raises:
-            ValueError: the model reads no text alone.
+            ValueError: the model reads no text, or none alone.
         """
         self.check_alone()
+        if not self.model.spec.vocab_size:
+            raise ValueError(f"{type(self.model).__name__} reads pictures alone, so there are no vectors of texts")
         unique = {item.ids: item for item in tokens}
         order = sorted(unique, key=lambda ids: (len(ids), ids))
         slot = {ids: i for i, ids in enumerate(order)}

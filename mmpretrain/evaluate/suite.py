@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmpretrain.evaluate.likelihood import likelihood
 from mmpretrain.evaluate.matching import matching
+from mmpretrain.evaluate.mim import masked_codes
 from mmpretrain.evaluate.mlm import masked_accuracy
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.reconstruction import reconstruction
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from mmpretrain.data.module import ShardData
 
-MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction", "likelihood")
+MEASUREMENTS = ("retrieval", "matching", "mlm", "mim", "zeroshot", "reconstruction", "likelihood")
 Progress = Callable[[str, int, int], None]
 
 
@@ -31,6 +32,7 @@ class Limits(NamedTuple):
     retrieval: int | None = None
     matching: int | None = 1000
     mlm: int | None = 1000
+    mim: int | None = 1000
     zeroshot: int | None = None
     reconstruction: int | None = None
     likelihood: int | None = 1000
@@ -56,14 +58,15 @@ def evaluate(
 ) -> list[Result]:
     """All measurements that fit the checkpoint and the data.
 
-    Retrieval where samples have captions; matching where there are captions, minimal edits or labelled statements; masked words where
-    the checkpoint has such a head; zero-shot classification into ``classes``, or, of dual encoders, where samples have objects with colour
-    and shape, into these. Of discrete autoencoders, reconstruction; of left-to-right models, the likelihood of texts and codes.
+    Retrieval where samples have captions; matching where there are captions, minimal edits or labelled statements; masked words and
+    codes of masked patches where the checkpoint has such a head; zero-shot classification into ``classes``, or, of dual encoders, where
+    samples have objects with colour and shape, into these. Of discrete autoencoders, reconstruction; of left-to-right models, the
+    likelihood of texts and codes.
 
     Args:
         pretrained: the model.
         data: the validation sets of a data module, or sets.
-        only: names out of ``retrieval``, ``matching``, ``mlm``, ``zeroshot``, ``reconstruction``, ``likelihood``.
+        only: names out of ``retrieval``, ``matching``, ``mlm``, ``mim``, ``zeroshot``, ``reconstruction``, ``likelihood``.
         limits: most samples of each.
         templates: prompts of zero-shot classification.
         classes: of zero-shot classification, for data that name one themselves.
@@ -87,6 +90,8 @@ def evaluate(
             results += matching(model, data_set, limits.matching)
         if "mlm" in only:
             results += masked_accuracy(model, data_set, limits.mlm)
+        if "mim" in only:
+            results += masked_codes(model, data_set, limits.mim)
         if "reconstruction" in only:
             results += reconstruction(model, data_set, limits.reconstruction)
         if "likelihood" in only:

@@ -70,6 +70,7 @@ class MIM(Objective):
     """
 
     kind: ClassVar[str] = "fused"
+    predicts: ClassVar[str] = "codes"
 
     def __init__(
         self,

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from mmpretrain.report.run import Series
 
 SECTIONS = ("Loss", "Objectives", "Validation", "Speed", "Data", "Other")
-_MEASUREMENTS = ("retrieval", "matching", "mlm", "zeroshot", "reconstruction", "likelihood")
+_MEASUREMENTS = ("retrieval", "matching", "mlm", "mim", "zeroshot", "reconstruction", "likelihood")
 _LOSS = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm"}
 _SIGHTS = {"accuracy": "with image", "accuracy_other_image": "with another image", "accuracy_without_image": "without image"}
+_TOLD = {"accuracy": "with text", "accuracy_other_text": "with another text", "accuracy_without_text": "without text"}
 POINT_LIMIT = 1200  # per line; more cannot be seen and would make the page heavy
 _FIRST = {"speed": "Speed", "memory": "Speed", "data": "Data", "val": "Validation", "test": "Validation"}
 
@@ -74,6 +75,8 @@ def _measured(split: str, rest: str) -> tuple[str, str, str]:
         return "Validation", f"{where}: {_words(leaf)} by {path[2].removesuffix('s')}", " ".join(path[3:])
     if path and path[0] == "reconstruction":
         return "Validation", f"{where}: {_words(leaf)}", split
+    if path and path[0] == "mim" and leaf in _TOLD:
+        return "Validation", f"{where}: accuracy", _TOLD[leaf]
     if leaf in _SIGHTS:
         return "Validation", f"{where}: accuracy", _SIGHTS[leaf]
     return "Validation", where or _words(rest), _words(leaf)
