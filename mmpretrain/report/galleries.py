@@ -1,4 +1,5 @@
-"""The pictures of the page: retrieval galleries, masked words, heat maps of words and masked regions, with a switch between validations."""
+"""The pictures of the page: retrieval galleries, masked words, heat maps of words, masked regions, reconstructions, with a switch between
+validations."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from mmpretrain.report.panels_schema import (
     Hit,
     MaskedPanel,
     Query,
+    RebuiltExample,
+    ReconstructionPanel,
     RegionsPanel,
     RetrievalPanel,
     Word,
@@ -37,6 +40,7 @@ TITLES = {
         "Masked regions",
         "Regions hidden from the model, and the class that it gives them. Where it is wrong, the truth and other guesses follow.",
     ),
+    "reconstruction": ("Reconstructions", "Pictures, the grid of codes that each becomes, and what the decoder makes of the codes."),
 }
 
 
@@ -48,6 +52,7 @@ def sections(panels: list[StoredPanel], pictures: Pictures) -> list[tuple[str, s
         "masked": _masked,
         "alignment": _alignment,
         "regions": _regions,
+        "reconstruction": _reconstruction,
     }
     for kind, (title, words) in TITLES.items():
         names = sorted({stored.name for stored in panels if stored.panel.kind == kind})
@@ -229,3 +234,20 @@ def _hidden(region: HiddenRegion, picture: Html) -> Html:
     label = f"the hidden region: {region.text or 'no class'}, guessed {region.guesses[0].text}"
     frame = tag("svg", box, viewBox="0 0 1 1", preserveAspectRatio="none", role="img", aria_label=label)
     return tag("figure", tag("div", picture, frame, class_="stack"), tag("figcaption", _guessed(region.text, region.guesses)))
+
+
+def _reconstruction(stored: StoredPanel, pictures: Pictures) -> Html:
+    body = stored.panel.body
+    assert isinstance(body, ReconstructionPanel)
+    mean = sum(example.psnr for example in body.examples) / max(1, len(body.examples))
+    note = f"{body.used} different codes in {len(body.examples)} pictures; {mean:.1f} dB on average."
+    made = [tag("article", tag("div", *_rebuilt(stored, example, pictures), class_="maps"), class_="query") for example in body.examples]
+    return join([tag("p", note, class_="note"), tag("div", *made, class_="queries two")])
+
+
+def _rebuilt(stored: StoredPanel, example: RebuiltExample, pictures: Pictures) -> list[Html]:
+    parts = (("picture", example.image), ("codes", example.codes), (f"{example.psnr:.1f} dB", example.rebuilt))
+    return [
+        tag("figure", tag("div", pictures.img(stored.folder, name, label), class_="stack"), tag("figcaption", label))
+        for label, name in parts
+    ]

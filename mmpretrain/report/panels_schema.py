@@ -108,12 +108,29 @@ class RegionsPanel(NamedTuple):
     examples: tuple[RegionsExample, ...]
 
 
-Body = RetrievalPanel | MaskedPanel | AlignmentPanel | RegionsPanel
+class RebuiltExample(NamedTuple):
+    """A picture that went through a discrete autoencoder."""
+
+    image: str
+    codes: str  # its grid of codes, painted
+    rebuilt: str  # what the decoder makes of them
+    psnr: float  # dB
+
+
+class ReconstructionPanel(NamedTuple):
+    """Pictures, their codes, and the pictures from the codes."""
+
+    examples: tuple[RebuiltExample, ...]
+    used: int  # different codes in these pictures
+
+
+Body = RetrievalPanel | MaskedPanel | AlignmentPanel | RegionsPanel | ReconstructionPanel
 KINDS: dict[str, type[Any]] = {
     "retrieval": RetrievalPanel,
     "masked": MaskedPanel,
     "alignment": AlignmentPanel,
     "regions": RegionsPanel,
+    "reconstruction": ReconstructionPanel,
 }
 
 

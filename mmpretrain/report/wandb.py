@@ -21,7 +21,7 @@ from mmpretrain.report.run import Run
 DEFINITION = "wandb-report.json"
 PROJECT = "mmpretrain"
 STEP = "trainer/global_step"  # the x axis of Lightning's logger
-PICTURES = ("pictures/retrieval", "pictures/masked", "pictures/alignment", "pictures/regions")
+PICTURES = ("pictures/retrieval", "pictures/masked", "pictures/alignment", "pictures/regions", "pictures/reconstruction")
 _RUN_FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-([A-Za-z0-9]+)")
 
 

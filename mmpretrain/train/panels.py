@@ -1,4 +1,4 @@
-"""Panels people look at: retrieval galleries, masked words with the predicted ones, word-patch heat maps over the image.
+"""Panels people look at: retrieval galleries, masked words with the predicted ones, word-patch heat maps over the image, reconstructions.
 
 At a validation the callback takes the first samples of the first loader, and writes ``panels/<step>/<name>.json`` with the pictures; the
 report page and W&B show them. Every rank computes (a sharded model must be entered by all), rank 0 writes. A panel that fails is
@@ -21,9 +21,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from mmpretrain.models.dvae import pictures
 from mmpretrain.report import panels_schema as schema
 from mmpretrain.report.run import PANELS
-from mmpretrain.train import dashboard, panel_bodies, panel_pictures
+from mmpretrain.train import dashboard, panel_bodies, panel_codes, panel_pictures
 from mmpretrain.train.measure import averages
 from mmpretrain.types import Batch
 
@@ -85,8 +86,18 @@ class Panels(pl.Callback):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch) -> None:
         run, step = self.folder or Path(trainer.default_root_dir), trainer.global_step
         folder = run / PANELS / str(step)
-        shown, sources = self._guard("pictures", lambda: self._show(trainer, pl_module, batch, run)) or (None, {})
-        for kind, make in self._makers(pl_module, batch, shown).items() if shown is not None else ():
+        sources: dict[str, Image.Image] = {}
+
+        def store(picture: Image.Image) -> str:
+            """The path of a picture, which rank 0 writes."""
+            if not trainer.is_global_zero:
+                return ""
+            name = f"../images/{panel_pictures.store(picture, run / PANELS / 'images')}"
+            sources[name] = picture
+            return name
+
+        shown = self._guard("pictures", lambda: self._show(trainer, pl_module, batch, store))
+        for kind, make in self._makers(pl_module, batch, shown, store).items() if shown is not None else ():
             body = self._guard(kind, make)
             if body is not None and trainer.is_global_zero:
                 panel = schema.Panel(kind, step, body)
@@ -102,21 +113,17 @@ class Panels(pl.Callback):
                 rank_zero_warn(f"the panel {kind!r} could not be made, training goes on: {type(error).__name__}: {error}")
             return None
 
-    def _show(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, run: Path) -> tuple[panel_bodies.Shown, dict[str, Image.Image]]:
+    def _show(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, store: Callable[[Image.Image], str]) -> panel_bodies.Shown:
         """What is seen of the samples; pictures are written by rank 0 only."""
-        pictures: list[str] = []
-        sources: dict[str, Image.Image] = {}
+        paths: list[str] = []
         seen = batch.image is not None or batch.regions is not None
         stored = self._stored(trainer, batch) if trainer.is_global_zero else {}
         for i in range(batch.size if seen and trainer.is_global_zero else 0):
-            picture = _picture(batch, i, stored.get(batch.keys[i]), _namer(trainer))
-            name = f"../images/{panel_pictures.store(picture, run / PANELS / 'images')}"
-            pictures.append(name)
-            sources[name] = picture
-        if seen and not pictures:
-            pictures = [""] * batch.size
+            paths.append(store(_picture(batch, i, stored.get(batch.keys[i]), _namer(trainer))))
+        if seen and not paths:
+            paths = [""] * batch.size
         spelt = () if batch.text is None else panel_bodies.tokens(batch, _piece(trainer), pl_module.vocabulary.special)
-        return panel_bodies.Shown(tuple(pictures), spelt), sources
+        return panel_bodies.Shown(tuple(paths), spelt)
 
     def _stored(self, trainer: pl.Trainer, batch: Batch) -> dict[str, Image.Image]:
         """The pictures of samples of which only regions were read, by their keys, as far as their shards have them."""
@@ -127,7 +134,9 @@ class Panels(pl.Callback):
             self._pictures = None if found is None else {**self._pictures, **found}
         return self._pictures or {}
 
-    def _makers(self, pl_module: Any, batch: Batch, shown: panel_bodies.Shown) -> dict[str, Callable[[], Any]]:
+    def _makers(
+        self, pl_module: Any, batch: Batch, shown: panel_bodies.Shown, store: Callable[[Image.Image], str]
+    ) -> dict[str, Callable[[], Any]]:
         """The panels that this model, these objectives and this batch allow, alike on every rank."""
         root = pl_module.root
         makers: dict[str, Callable[[], Any]] = {}
@@ -151,6 +160,9 @@ class Panels(pl.Callback):
             part = panel_bodies.select(batch, range(min(batch.size, self.queries)))
             side = None if spec.feature_width else spec.patch_size
             makers["alignment"] = lambda: panel_bodies.alignment(part, shown, planner, side, forward)
+        if batch.image is not None and "coded" in spec.kinds:
+            rebuilt = lambda hidden: pictures(hidden.output_BCHW)
+            makers["reconstruction"] = lambda: panel_codes.reconstruction(batch, shown, rebuilt, forward, store)
         classes = first("fused", "guess")
         if batch.regions is not None and classes is not None:
             name = _namer(pl_module.trainer)
@@ -229,6 +241,9 @@ def _keep(trainer: pl.Trainer, folder: Path, panel: schema.Panel, sources: dict[
             right = [region.guesses[0].text == region.text for region in regions.regions]
             sheets.append(panel_pictures.row(seen, labels, regions.text or "", right))
             sheets[-1].save(folder / f"regions-{i}.png", optimize=True)
+    elif isinstance(body, schema.ReconstructionPanel):
+        sheets.append(panel_codes.sheet(body, sources))
+        sheets[-1].save(folder / "reconstruction.png", optimize=True)
     partial = folder / f".{panel.kind}.{os.getpid()}"
     partial.write_text(schema.dumps(panel), encoding="utf-8")
     partial.replace(folder / f"{panel.kind}.json")
