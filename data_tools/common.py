@@ -58,6 +58,24 @@ def scratch(tool: str, items: Any) -> Path | None:
     return folder
 
 
+def device_of(name: str, option: str) -> str:
+    """The device that an option names: cpu, cuda, cuda:1, ...; ``auto`` is a GPU where there is one.
+
+    Raises:
+        DataError: it cannot be used here.
+    """
+    import torch
+
+    from mmpretrain.data.errors import DataError
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"{option} {name}: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = True) -> None:
     """Print a table; the first column is text, the others are numbers unless told otherwise."""
     from rich.console import Console

@@ -16,7 +16,7 @@ from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.regions_info import RegionsInfo
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import regions_choose
-from mmpretrain.data_tools.common import table, tool_parser
+from mmpretrain.data_tools.common import device_of, table, tool_parser
 from mmpretrain.data_tools.engine import options_of, stamp
 from mmpretrain.data_tools.regions_write import RANDOM, fill, report
 
@@ -140,7 +140,7 @@ def _plan(options: argparse.Namespace) -> tuple[RegionsInfo, dict[Path, dict[str
             if options.weights is None
             else "--weights and --random-weights exclude each other"
         )
-    _check_device(options.device)
+    device_of(options.device, "--device")
     common = {"weights": str(options.weights) if options.weights else None, "device": options.device}
     if options.grid is not None:
         from mmpretrain.data_tools import regions_grid
@@ -172,15 +172,6 @@ def of_extractor(
 
     info = load_extractor(file).info._replace(boxes=boxes, options={"rule": rule._asdict()})
     return info, {"kind": "extractor", "file": stamp(file), "boxes": boxes, "rule": rule}
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def _plan_store(options: argparse.Namespace, paths: Sequence[Path]) -> tuple[RegionsInfo, dict[Path, dict[str, Any]]]:

@@ -33,6 +33,7 @@ TOOLS: dict[str, Tool] = {
     "dedup": Tool("dedup", "pictures that look alike: a set without them, or a list of them"),
     "tokenizer": Tool("tokenizer", "train a tokenizer on shards, or extend one with words"),
     "scenegraph": Tool("scenegraph", "spans of objects, attributes and relations for captions"),
+    "tokens": Tool("tokens", "pictures as tokens of a discrete autoencoder, written once"),
     "regions": Tool("regions", "features, boxes, classes and attributes of regions; converters of older stores"),
 }
 
