@@ -39,6 +39,7 @@ class TextOptions:
         corpus: most samples that training reads, evenly spread over the set.
         dropout: in training every merge of byte-pair encoding is left out with this probability (BPE-dropout, arXiv 1910.13267; DALL-E:
             0.1), by the random numbers of the example; ids mean the same, evaluation has none.
+        special: start and end tokens around each text; False: its own tokens alone (DALL-E, which has learned paddings behind them).
 
     Raises:
         DataError: an option out of its range.
@@ -50,6 +51,7 @@ class TextOptions:
     min_frequency: int = 2
     corpus: int = 1_000_000
     dropout: float = 0.0
+    special: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -57,8 +59,8 @@ class TextOptions:
 
     @property
     def vocabulary(self) -> dict[str, Any]:
-        """The options that ids hang on."""
-        return {name: value for name, value in vars(self).items() if name != "dropout"}
+        """The options that the ids of tokens hang on."""
+        return {name: value for name, value in vars(self).items() if name not in ("dropout", "special")}
 
 
 def same_ids(text: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:

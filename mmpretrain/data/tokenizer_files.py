@@ -95,6 +95,13 @@ def folder(path: Path, max_tokens: int) -> Tokenizer:
     return Tokenizer(text, style, roles, max_tokens, pad_id=0 if style == "clip" else None)
 
 
+def without_special(tokenizer: Tokenizer) -> Tokenizer:
+    """The same ids without start and end tokens around a text."""
+    plain = json.dumps({**json.loads(tokenizer._plain()), "post_processor": None}, ensure_ascii=False)
+    kept = tokenizer.max_tokens, tokenizer.pad_id, tokenizer.clean, tokenizer.answers
+    return Tokenizer(plain, tokenizer.style, tokenizer.roles, *kept)
+
+
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 

@@ -43,6 +43,12 @@ def make(
     Raises:
         DataError: an unknown name, a folder without a tokenizer, or a vocabulary too small for the letters of the corpus.
     """
+    made = _made(options, max_tokens, reader, progress, told)
+    return made if options.special else tokenizer_files.without_special(made)
+
+
+def _made(options: TextOptions, max_tokens: int, reader: ShardReader, progress: bool | None, told: Told) -> Tokenizer:
+    """With start and end tokens."""
     if options.tokenizer == "clip":
         return tokenizer_files.clip(max_tokens)
     if options.tokenizer not in TRAINED:

@@ -57,6 +57,26 @@ def test_training_gives_the_same_ids_in_every_process(tmp_path):
     assert len(found) == 1
 
 
+def test_texts_without_start_and_end_have_their_own_tokens_alone(tokenizer):
+    bare = Tokenizer.from_json(tokenizer_files.without_special(tokenizer).to_json())
+    assert bare.vocabulary == tokenizer.vocabulary
+    for text in TEXTS:
+        inner = tokenizer.with_max_tokens(60).tokenize(text)
+        found = bare.with_max_tokens(58).tokenize(text)
+        assert found.ids == inner.ids[1:-1] and found.words == inner.words[1:-1] and bare.decode(found.ids) == tokenizer.decode(inner.ids)
+    assert bare.tokenize("") == bare.tokenize("")._replace(ids=(), words=())
+    long = bare.tokenize(" ".join(TEXTS[:3] * 9))
+    assert len(long.ids) == bare.max_tokens
+
+
+def test_the_option_without_start_and_end_shares_the_trained_vocabulary(tmp_path, own_cache):
+    reader = ShardReader(sorted(map(str, write_shards(tmp_path / "shards").glob("*.tar"))))
+    options = TextOptions("byte_bpe", vocab_size=300)
+    whole, bare = (tokenizer_training.make(one, 24, reader) for one in (options, TextOptions("byte_bpe", vocab_size=300, special=False)))
+    assert len(list((own_cache / "tokenizers").glob("*.json"))) == 1
+    assert bare.tokenize("a red cube").ids == whole.tokenize("a red cube").ids[1:-1]
+
+
 def test_specials_words_and_lengths(tokenizer):
     vocabulary = tokenizer.vocabulary
     assert vocabulary.size == max(tokenizer.backend.get_vocab().values()) + 1
