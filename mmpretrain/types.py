@@ -283,7 +283,8 @@ class Preparer(Protocol):
     """The worker's half of an objective: parameter-free, picklable, defined at module level.
 
     It may have an attribute ``wants``, names of what the data module is to give beside the usual: ``graph`` (``meta["graph"]``, the scene
-    graph of the shown text), ``captions`` (``meta["captions"]``, all captions of the sample), ``neighbours`` (``Draw.hard_text``).
+    graph of the shown text), ``captions`` (``meta["captions"]``, all captions of the sample), ``neighbours`` (``Draw.hard_text``), ``pair``
+    (nothing; it may put another caption behind the text, which batches by length count).
     """
 
     def prepare(self, example: Example, draw: Draw) -> Any:

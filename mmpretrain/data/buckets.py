@@ -1,8 +1,9 @@
 """Batches of samples of one shape: what a sample costs, by its lengths in the index, and where the batches of a window end.
 
 Nothing is read or decoded for it. Text tokens are counted from the bytes of the drawn text (``text_bytes`` bytes each, two more for the
-special tokens, at most ``data.max_tokens``), patches from height and width as the transform will make them, regions as they are counted, at
-most ``data.regions.most``, image codes by their grid. What is not read counts nothing.
+special tokens, at most ``data.max_tokens``), those of a second text (tags, another caption) as :mod:`mmpretrain.data.seconds` estimates
+them, patches from height and width as the transform will make them, regions as they are counted, at most ``data.regions.most``, image codes
+by their grid. What is not read counts nothing; nor do texts that an objective exchanges, and the copies that it puts beside samples.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class Ruler:
         shapes = f"{image.mode} {image.size}/{image.multiple}, {self.max_tokens} tokens of {options.text_bytes:g} bytes"
         most = {one.shown.regions.most for one in self.units if one.reads_regions}
         shapes += f", {'/'.join(map(str, sorted(most)))} regions" if most else ""
+        told = dict.fromkeys(one.second.identity for one in self.units if one.second is not None)
+        shapes += f", second texts: {'; '.join(told)}" if told else ""
         return f"{'+'.join(by)} in windows of {options.window}, {size}; {shapes}"
 
     @property
@@ -111,7 +114,7 @@ class Ruler:
         Args:
             keys_P: uint64, what the drawn text depends on; see ``draws.keys``.
         """
-        rows = np.zeros((6, len(source_P)), dtype=np.int64)  # height, width, bytes of the text, regions, number of the text, codes
+        rows = np.zeros((7, len(source_P)), dtype=np.int64)  # see ``Units.lengths``
         order = np.argsort(source_P << 32 | shard_P, kind="stable")
         borders = np.flatnonzero(np.diff((source_P << 32 | shard_P)[order], prepend=-1))
         for chosen in np.split(order, borders[1:]):
@@ -120,7 +123,8 @@ class Ruler:
         sizes, inverse = np.unique(rows[0] << 32 | rows[1], return_inverse=True)
         made = np.asarray([self._size(size >> 32, size & 0xFFFFFFFF) for size in sizes.tolist()], dtype=np.int64).reshape(-1, 3)
         height_P, width_P, patches_P = made[inverse].T
-        tokens_P = np.minimum(np.ceil(rows[2] / self.options.text_bytes).astype(np.int64) + 2, self.max_tokens) * (rows[4] >= 0)
+        first_P, second_P = (np.ceil(row / self.options.text_bytes).astype(np.int64) for row in (rows[2], rows[6]))
+        tokens_P = np.minimum(first_P + second_P + 2 + (second_P > 0), self.max_tokens) * (rows[4] >= 0)
         parts = {"image": patches_P, "text": tokens_P, "regions": rows[3], "codes": rows[5]}
         cost_P = np.maximum(sum((parts[name] for name in self.options.by), start=np.zeros(len(source_P), dtype=np.int64)), 1)
         return Shapes(height_P, width_P, tokens_P, cost_P), rows[4]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
-from mmpretrain.data import answers, codes_info, neighbours, regions_info, tokenizer_training
+from mmpretrain.data import answers, codes_info, neighbours, regions_info, seconds, tokenizer_training
 from mmpretrain.data.answers import AnswerOptions
+from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.codes import MAX_KNOWN
 from mmpretrain.data.codes_info import CodesInfo
 from mmpretrain.data.collate import Collator
@@ -15,6 +16,7 @@ from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.position import PositionedData
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.regions_info import RegionsInfo
+from mmpretrain.data.seconds import Second
 from mmpretrain.data.tags import Tagger, TagOptions, tagger
 from mmpretrain.data.text import TextOptions, Tokenizer
 from mmpretrain.data.told import Told
@@ -33,6 +35,7 @@ class ReadingData(PositionedData):
     image: ImageTransform
     tags: TagOptions | None
     answers: AnswerOptions | None
+    buckets: Buckets | None
     on_bad: str
     open_reader: Callable[[str | list[str], str], ShardReader]
     preparers: dict[str, Preparer]
@@ -135,11 +138,22 @@ class ReadingData(PositionedData):
             return None
         return tagger(self.tags, self.regions_info or regions_info.check_readers([reader]))
 
-    def source(self, name: str, reader: ShardReader, units: Units) -> Source:
-        """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
+    def preparers_of(self, name: str) -> tuple[dict[str, Preparer], set[str]]:
+        """The preparers of the objectives that read a source, and what they want beside the usual."""
         readers = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
         preparers = {key: one for key, one in self.preparers.items() if key in readers or key not in self.objective_sources}
-        wanted = {what for one in preparers.values() for what in getattr(one, "wants", ())}
+        return preparers, {what for one in preparers.values() for what in getattr(one, "wants", ())}
+
+    def second(self, name: str, units: Units) -> Second | None:
+        """How long the second texts of a training source are; None where its texts stand alone, or no batch goes by lengths."""
+        if self.buckets is None or units.reads == "images":
+            return None
+        tagger = self.tagger(units.reader) if units.reads == "pairs" else None
+        return seconds.second(units.reader, tagger, units.reads_regions, self.preparers_of(name)[1])
+
+    def source(self, name: str, reader: ShardReader, units: Units) -> Source:
+        """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
+        preparers, wanted = self.preparers_of(name)
         alike = neighbours.make(reader, units.text_from) if "neighbours" in wanted and units.reads != "images" else None
         way = (self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width, self.tagger(reader), alike)
         return Source(reader, units, *way, self.codes_info.codes if self.codes_info is not None else MAX_KNOWN, self.text.dropout)

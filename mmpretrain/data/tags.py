@@ -24,7 +24,7 @@ SOURCES = ("auto", "json", "regions", "objects")
 class TagOptions:
     """Texts are told with tags: [CLS] caption [SEP] names of objects [SEP].
 
-    Batches by length (``data.buckets``) measure the caption alone.
+    Batches by length (``data.buckets``) count them as ``data/seconds.py`` says.
 
     Args:
         source: ``json``: ``tags`` of ``KEY.json``, a list or a text; ``regions``: the classes of the regions that are shown, in their

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,16 @@ from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.visual import Shown
 
+if TYPE_CHECKING:
+    from mmpretrain.data.seconds import Second
+
 TEXTS = {  # data.text_from -> the kinds of texts of a sample, in the order in which they are numbered
     "captions": ("captions",),
     "statements": ("statements",),
     "questions": ("questions",),
     "captions+questions": ("captions", "questions"),
 }
+OTHER = 0.99  # of the captions of a shard, to stand for that of any other sample
 _KEPT = 64  # tables of shards in memory
 
 
@@ -61,6 +65,7 @@ class Units:
         self.reader, self.text_from, self.reads, self.shown = reader, text_from, reads, shown
         self.every_text = every_text and reads != "images"
         self.quarantine = dict(quarantine or {})
+        self.second: Second | None = None  # how long second texts are, for ``lengths``; set by whoever knows what is told
         self._tables: OrderedDict[int, _Table] = OrderedDict()
         counts = np.asarray([self._count(shard) for shard in range(len(reader.indexes))], dtype=np.int64).reshape(-1, 4)
         self.sample_ends, self.sizes, self.ends = np.cumsum(counts[:, 0]), counts[:, 1].copy(), np.cumsum(counts[:, 1])
@@ -195,9 +200,9 @@ class Units:
         return row < len(samples) and int(samples[row]) == sample
 
     def lengths(self, shard: int, units: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Of units of one shard, from the index alone: int64 (6, units), the rows height and width of the picture, bytes of the text,
-        number of regions, the number of the text (-1 without one), number of codes; 0 for what is not read. Regions are counted without a
-        look at their scores: with ``min_score`` there may be fewer.
+        """Of units of one shard, from the index alone: int64 (7, units), the rows height and width of the picture, bytes of the text,
+        number of regions, the number of the text (-1 without one), number of codes, bytes of the second text (see ``seconds``); 0 for what
+        is not read. Regions are counted without a look at their scores: with ``min_score`` there may be fewer.
 
         Args:
             keys: uint64, one per unit, of the drawn text where a unit is a sample with several.
@@ -205,7 +210,7 @@ class Units:
         index, table = self.reader.indexes[shard], self._table(shard)
         row = np.searchsorted(table.ends, units, side="right")
         sample = table.samples[row]
-        found = np.zeros((6, len(units)), dtype=np.int64)
+        found = np.zeros((7, len(units)), dtype=np.int64)
         if self.reads_image:
             found[0], found[1] = index.heights_S[sample], index.widths_S[sample]
         found[3], found[5] = self._regions(index)[sample], self._codes(index)[sample]
@@ -218,7 +223,26 @@ class Units:
         else:
             found[4] = drawn(keys, counts[sample], "caption")
         found[2] = self._text_bytes(index, sample, found[4])
+        if self.second is not None:
+            found[6] = self.second.sizes(found[3], self._longest_other(index, sample, found[4]) if self.second.caption else found[3])
         return found
+
+    def _longest_other(self, index: ShardIndex, sample: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """Bytes of the longest caption that may stand beside the one that is told of each of some samples: the sample's others, or that of
+        another one (``OTHER`` of the shard are no longer). 0 where it has no other, and where no caption is told."""
+        counts = np.asarray(index.captions_S, dtype=np.int64)
+        ends = np.cumsum(counts[sample])
+        firsts = ends - counts[sample]
+        table = np.repeat((np.cumsum(counts) - counts)[sample] - firsts, counts[sample]) + np.arange(ends[-1] if len(ends) else 0)
+        sizes = np.asarray(index.caption_bytes_C, dtype=np.int64)[table]
+        told = (TEXTS[self.text_from][0] == "captions") & (number < counts[sample]) & (counts[sample] > 1)
+        if not told.any():
+            return np.zeros(len(sample), dtype=np.int64)
+        sizes[(firsts + number)[told]] = 0
+        found = np.zeros(len(sample), dtype=np.int64)
+        some = counts[sample] > 0
+        found[some] = np.maximum.reduceat(sizes, firsts[some])
+        return np.maximum(found, int(np.ceil(np.quantile(index.caption_bytes_C, OTHER)))) * told
 
     def _text_bytes(self, index: ShardIndex, sample: np.ndarray, number: np.ndarray) -> np.ndarray:
         """Bytes of one text of each of some samples, by its number among those of its sample: int64."""

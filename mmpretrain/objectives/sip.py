@@ -18,7 +18,7 @@ KINDS = ("other", "matched")  # whose caption B is, by class
 class SIPPreparer(NamedTuple):
     """The worker's half: draws caption B."""
 
-    wants: tuple[str, ...] = ("captions",)
+    wants: tuple[str, ...] = ("captions", "pair")
 
     def prepare(self, example: Example, draw: Draw) -> Swap:
         """The pair of captions. A picture with one caption, a question or a statement takes no part: its text stays alone."""

@@ -120,3 +120,16 @@ def test_sources_of_a_mixture_and_servers_too(tmp_path, own_cache):
         sources = {"one": TrainSource(http.url("a/00000.tar")), "two": TrainSource(http.url("b/00000.tar"))}
         with pytest.raises(DataError, match=SAYS):
             ShardData(sources, batch_size=4, workers=0).setup("fit")
+
+
+def test_the_vocabulary_says_how_many_classes_and_attributes_there_are(tmp_path):
+    from helpers.regions import write_regions
+
+    folder = write_regions(tmp_path / "regions", (4,))
+    known = lambda made: (made.vocabulary.region_classes, made.vocabulary.region_background, made.vocabulary.region_attributes)
+    assert known(data(folder, batch_size=2, show="regions")) == (0, None, 0)  # nobody names them
+    write_info(folder, INFO)
+    assert known(data(folder, batch_size=2, show="regions")) == (2, 0, 2)
+    assert known(data(folder, batch_size=2)) == (0, None, 0)  # they are not shown
+    write_info(folder, INFO._replace(attributes=None, background=None))
+    assert known(data(folder, batch_size=2, show="regions")) == (2, None, 0)
