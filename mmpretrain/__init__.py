@@ -3,7 +3,8 @@
 >>> import mmpretrain
 >>> pretrained = mmpretrain.load("runs/vilt-20260101-120000")  # doctest: +SKIP
 
-Importing this package imports nothing heavy; ``load`` and ``Pretrained`` bring torch in when they are first used.
+Importing this package imports nothing heavy; ``load``, ``Pretrained`` and ``Generator`` bring torch in when they are first
+used.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmpretrain.evaluate.loading import load
     from mmpretrain.evaluate.pretrained import Pretrained
+    from mmpretrain.generate.generator import Generator
 
-__all__ = ["Pretrained", "__version__", "load"]
+__all__ = ["Generator", "Pretrained", "__version__", "load"]
 
 DISTRIBUTION = "mmpretrain-vl"
 
@@ -44,6 +46,10 @@ def __getattr__(name: str) -> Any:
         from mmpretrain.evaluate.pretrained import Pretrained
 
         return Pretrained
+    if name == "Generator":
+        from mmpretrain.generate.generator import Generator
+
+        return Generator
     raise AttributeError(f"module 'mmpretrain' has no attribute {name!r}")
 
 

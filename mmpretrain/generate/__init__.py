@@ -1,0 +1,1 @@
+"""Pictures for captions: sampling of codes, re-ranking by CLIP, sheets, measures. See ``generator.Generator``."""

@@ -1,0 +1,101 @@
+"""What must hold before a picture is drawn: each refusal is one line that names the checkpoint or the prompt, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmpretrain.data.codes_info import CodesInfo, digest
+from mmpretrain.evaluate.pretrained import Pretrained
+from mmpretrain.objectives.next_token import NextCode
+
+_MOST = 1_000_000  # tokens of a prompt that are counted
+
+
+def head_of(dalle: Pretrained) -> str:
+    """The name of the objective that turns states into logits of codes.
+
+    Raises:
+        ValueError: the checkpoint is of another kind, or has no such objective.
+    """
+    spec = dalle.model.spec
+    if "causal" not in spec.kinds or not spec.codes or spec.code_grid is None:
+        raise ValueError(
+            f"{dalle.source}: pictures are drawn by a left-to-right model over image codes (dalle.yaml), and this checkpoint gives "
+            f"{', '.join(spec.kinds)} states"
+        )
+    found = next((name for name in dalle.objectives if isinstance(dalle.objectives[name], NextCode)), None)
+    if found is None:
+        raise ValueError(f"{dalle.source}: none of its objectives predicts codes (mmpretrain.objectives.next_token.NextCode)")
+    return found
+
+
+def same_codes(dalle: Pretrained, dvae: Pretrained) -> CodesInfo | None:
+    """What made the codes that a transformer was trained on; None where its checkpoint does not say.
+
+    Raises:
+        ValueError: the other checkpoint is no discrete autoencoder, has another number of codes, or did not make these codes.
+    """
+    if "coded" not in dvae.model.spec.kinds:
+        kinds = ", ".join(dvae.model.spec.kinds)
+        raise ValueError(f"{dvae.source}: no discrete autoencoder (dvae.yaml): this checkpoint gives {kinds} states")
+    known, own = dalle.model.spec.codes, dvae.model.spec.codes
+    if known != own:
+        raise ValueError(f"{dvae.source} has {own} codes, {dalle.source} draws from {known}: name the autoencoder that it was trained with")
+    told = dalle.about.get("codes")
+    if not told:
+        return None
+    info = CodesInfo.from_json(told, dalle.source)
+    if info.weights and info.weights != (found := digest(dvae.model.state_dict())):
+        raise ValueError(
+            f"{dvae.source} did not make the codes that {dalle.source} was trained on: those are of {info.source} "
+            f"({info.weights[:12]}), these weights are {found[:12]} ({dvae.weights}); a code means something else to each"
+        )
+    return info
+
+
+def same_tokenizer(dalle: Pretrained) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint has no tokenizer, or one with more tokens, or longer texts, than its model has.
+    """
+    if dalle.tokenizer is None or dalle.vocabulary is None:
+        raise ValueError(f"{dalle.source}: it has no tokenizer, so there is no way from a prompt to a picture")
+    own, size = dalle.model.spec.vocab_size, dalle.tokenizer.vocabulary.size
+    if size > own or size != dalle.vocabulary.size:
+        raise ValueError(
+            f"{dalle.source}: its tokenizer has {size} tokens, the model was trained with {dalle.vocabulary.size} and has room for {own}: "
+            "the two do not belong together"
+        )
+    positions = dalle.model.spec.text_pads
+    if positions and dalle.tokenizer.max_tokens > positions:
+        raise ValueError(
+            f"{dalle.source}: its tokenizer cuts texts at {dalle.tokenizer.max_tokens} tokens, the model has {positions} positions"
+        )
+
+
+def prompts(given: Sequence[str], dalle: Pretrained, scorer: Any = None) -> list[str]:
+    """The prompts without white space at their ends.
+
+    Raises:
+        ValueError: there is none; one is empty, says nothing that the tokenizer knows, or is too long for the transformer or the scorer.
+    """
+    if not given:
+        raise ValueError("generate: there is no prompt")
+    models = [(dalle, "the transformer"), (getattr(scorer, "pretrained", None), "the CLIP that re-ranks")]
+    uncut = [(model, model.tokenizer.with_max_tokens(_MOST), what) for model, what in models if model is not None]
+    found = []
+    for number, text in enumerate(given, 1):
+        name = f"prompt {number}" if len(given) > 1 else "the prompt"
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} is empty: say what is to be seen, such as 'a red circle left of a blue square'")
+        text = text.strip()
+        name = f"{name}, {(text if len(text) <= 60 else text[:57] + '...')!r},"
+        if not set(dalle.tokenize(text).ids) - set(dalle.tokenizer.vocabulary.special):
+            raise ValueError(f"{name} has no word that the tokenizer of {dalle.source} knows")
+        for model, tokenizer, what in uncut:
+            length, most = len(tokenizer.tokenize(text).ids), model.tokenizer.max_tokens
+            if length > most:
+                raise ValueError(f"{name} has {length} tokens, {what} reads {most}: shorten it")
+        found.append(text)
+    return found
