@@ -117,7 +117,7 @@ def _jobs(options: argparse.Namespace, typed: Mapping[str, Any]) -> tuple[list[J
     recipes = compare_plan.resolve(wanted, options.config, typed, options.size)
     if options.alike:
         recipes = compare_alike.alike(recipes, options.alike == "training")
-    recipes = [compare_alike.paced(recipe) for recipe in recipes]
+    recipes = [compare_alike.settled(recipe) for recipe in recipes]
     try:
         seeds = list(dict.fromkeys(int(text) for text in options.seeds.split(",")))
     except ValueError:

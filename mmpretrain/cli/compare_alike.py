@@ -1,4 +1,4 @@
-"""``mmpretrain compare``: recipes brought onto the data of the first one (``--alike``), and phases onto the steps of the comparison."""
+"""``mmpretrain compare``: recipes brought onto the data of the first one (``--alike``), and what follows from other data or steps."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ PAIRS = "pairs"  # what a source gives where it does not say (data.train.NAME.re
 
 
 def alike(recipes: Sequence[Recipe], training: bool) -> list[Recipe]:
-    """The recipes with everything but the system, and how it is shown a sample, as the first one has it.
-
-    The sources of the first that are texts or pictures alone are left out. What a recipe says of sources of its own follows: its objectives
-    read all of the common data, and those that read none of its pairs are left out, as masked words of texts alone are.
+    """The recipes with everything but the system, and how it is shown a sample, as the first one has it. Sources of the first that are
+    texts or pictures alone are left out.
 
     Args:
         training: optimiser and schedule too.
 
     Raises:
-        UserError: the first recipe has no pairs, or nothing is left of the objectives of another.
+        UserError: the first recipe has no pairs.
     """
     kept_by_each = SHOWN | (set() if training else TRAINING)
     own = lambda key: is_system(key) or place_of(key) in kept_by_each
@@ -38,19 +36,17 @@ def alike(recipes: Sequence[Recipe], training: bool) -> list[Recipe]:
                 kept = {key: inner for key, inner in value.items() if own(f"{section}.{key}") is mine}
                 if kept:
                     config.setdefault(section, {}).update(copy.deepcopy(kept))
-        before = recipes[0].config if one is first else one.config
-        made.append(_unasked(_follow(one._replace(config=config), _sources(before)), before))
+        made.append(one._replace(config=config))
     return made
 
 
-def _unasked(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
-    """A recipe that asked questions, on data whose questions are not told: without answers, so that its question answering rests."""
-    asked, asks = ("questions" in str((config.get("data") or {}).get("text_from")) for config in (before, recipe.config))
-    if not asked or asks:
-        return recipe
-    recipe.config["data"]["answers"] = None
-    told = recipe.config["data"].get("text_from", "captions")
-    return recipe._replace(notes=(*recipe.notes, f"no questions are asked: texts are {told}, as those of the first recipe"))
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe made to run where its data or the number of its steps are not those of its file: see the three functions below.
+
+    Raises:
+        UserError: nothing is left of its objectives.
+    """
+    return _paced(_unasked(_follow(recipe._replace(config=copy.deepcopy(recipe.config)))))
 
 
 def _sources(config: Mapping[str, Any]) -> dict[str, str]:
@@ -74,22 +70,25 @@ def _pairs_alone(recipe: Recipe) -> Recipe:
     return recipe._replace(config=config)
 
 
-def _follow(recipe: Recipe, gave: Mapping[str, str]) -> Recipe:
-    """A recipe whose sources were those of ``gave``, on the data that it has now."""
-    if not gave or _sources(recipe.config) == gave:
+def _follow(recipe: Recipe) -> Recipe:
+    """Objectives that name sources of the recipe's own read all of the data that stand in their place; those that read none of its pairs
+    are left out, as masked words of texts alone are."""
+    gave, gives = _sources(recipe.own), _sources(recipe.config)
+    if not gave or gives == gave or not set(gives.values()) <= {PAIRS}:
         return recipe
     model, notes = recipe.config["model"], list(recipe.notes)
     objectives: dict[str, Any] = {}
     for name, node in (model.get("objectives") or {}).items():
         arguments = node.get("init_args") or {}
-        listed = arguments.get("sources")
-        if listed and not any(gave.get(source) == PAIRS for source in listed):
-            notes.append(f"{name} is left out: it reads {', '.join(listed)} alone, which the common data do not have")
+        listed = arguments.get("sources") or ()
+        there = [source for source in listed if source in gives]
+        if listed and not there and not any(gave.get(source) == PAIRS for source in listed):
+            notes.append(f"{name} is left out: it reads {', '.join(listed)} alone, which these data do not have")
             continue
-        arguments = {key: value for key, value in arguments.items() if key != "sources"}
-        objectives[name] = {**node, "init_args": arguments} if "init_args" in node else node
+        kept = {key: value for key, value in arguments.items() if key != "sources"} | ({"sources": there} if there else {})
+        objectives[name] = {**node, "init_args": kept} if "init_args" in node else node
     if not objectives:
-        raise UserError(f"--alike: no objective of {recipe.label} reads pairs; leave the recipe out")
+        raise UserError(f"no objective of {recipe.label} reads pairs; leave the recipe out")
     gone = set(model.get("objectives") or {}) - set(objectives)
     model["objectives"] = objectives
     for row in model.get("phases") or ():
@@ -99,19 +98,31 @@ def _follow(recipe: Recipe, gave: Mapping[str, str]) -> Recipe:
     return recipe._replace(notes=tuple(notes))
 
 
-def paced(recipe: Recipe) -> Recipe:
-    """The recipe with phases that end at the same part of the run as in its file, however many steps the comparison takes."""
-    phases, steps = recipe.config["model"].get("phases"), (recipe.config.get("trainer") or {}).get("max_steps")
-    if not phases or not recipe.steps or not steps or steps == recipe.steps:
+def _unasked(recipe: Recipe) -> Recipe:
+    """A recipe that asks questions, on data whose questions are not told, has no answers, so that its question answering rests."""
+    told, tells = ((config.get("data") or {}).get("text_from", "captions") for config in (recipe.own, recipe.config))
+    if "questions" not in str(told) or "questions" in str(tells):
         return recipe
-    config, ends, last = copy.deepcopy(recipe.config), list[int](), 0
-    for row in config["model"]["phases"]:
+    recipe.config["data"]["answers"] = None
+    return recipe._replace(notes=(*recipe.notes, f"no questions are asked: texts are {tells} here"))
+
+
+def _paced(recipe: Recipe) -> Recipe:
+    """Phases end at the same part of the run as in the recipe's file, however many steps the comparison takes."""
+    phases, (own, steps) = recipe.config["model"].get("phases"), map(_steps, (recipe.own, recipe.config))
+    if not phases or not own or not steps or steps == own or (recipe.own.get("model") or {}).get("phases") != phases:
+        return recipe
+    ends, last = list[int](), 0
+    for row in phases:
         for value in (row.get("set") or {}).values():
             if isinstance(value, dict) and "over" in value:
-                value["over"] = max(1, round(value["over"] * steps / recipe.steps))
+                value["over"] = max(1, round(value["over"] * steps / own))
         if row.get("until") is not None:
-            last = row["until"] = max(last + 1, round(row["until"] * steps / recipe.steps))
+            last = row["until"] = max(last + 1, round(row["until"] * steps / own))
             ends.append(last)
-    parts = ", ".join(map(str, ends))
-    note = f"its phases end after {parts} of {steps} steps, as in its own {recipe.steps}" if ends else ""
-    return recipe._replace(config=config, notes=(*recipe.notes, note) if note else recipe.notes)
+    note = f"its phases end after {', '.join(map(str, ends))} of {steps} steps, as in its own {own}"
+    return recipe._replace(notes=(*recipe.notes, note) if ends else recipe.notes)
+
+
+def _steps(config: Mapping[str, Any]) -> int | None:
+    return (config.get("trainer") or {}).get("max_steps")

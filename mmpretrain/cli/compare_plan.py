@@ -24,7 +24,7 @@ class Recipe(NamedTuple):
 
     label: str
     config: dict[str, Any]  # resolved, with what was typed
-    steps: int | None = None  # of its file alone
+    own: Mapping[str, Any] = {}  # its file alone, resolved
     notes: tuple[str, ...] = ()  # how it is run otherwise than its file says
 
 
@@ -91,8 +91,7 @@ def resolve(requested: Sequence[str], common: Sequence[str], typed: Mapping[str,
             raise UserError(f"{find(name)}: no recipe, because it names no model.system; mmpretrain systems lists the recipes")
         stem = Path(name).stem
         count = [Path(other).stem for other in requested[: len(found)]].count(stem)
-        steps = None if "model.phases" in typed else (layer([name]).config.get("trainer") or {}).get("max_steps")
-        found.append(Recipe(f"{stem}-{count + 1}" if count else stem, config, steps))
+        found.append(Recipe(f"{stem}-{count + 1}" if count else stem, config, layer([name]).config))
     return found
 
 
