@@ -1,4 +1,4 @@
-"""DALL-E's attention: masks against a table written out by the rules, sparse against dense, causality by perturbation, one code at a time."""
+"""DALL-E's attention: against a table of pairs written out by the rules, causality by perturbation, one code at a time."""
 
 from __future__ import annotations
 
