@@ -18,7 +18,7 @@ from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.precision import full_precision, scalar, wide
-from mmpretrain.objectives.text_masking import UNITS, Spans, choose, maskable, replaced
+from mmpretrain.objectives.text_masking import UNITS, Spans, choose, maskable, replaced, word_indices
 from mmpretrain.types import Batch, Score, Spec, Text, Vocabulary
 
 
@@ -52,6 +52,7 @@ class MaskedText(Objective):
     """
 
     kind: ClassVar[str] = "fused"
+    action: str = "piece"  # what mask, random and stay are drawn for: each token, or a whole word
 
     def __init__(self, mask: float, random: float, tied: bool, head_of: str | None, **common: Any) -> None:
         super().__init__(**common)
@@ -104,7 +105,8 @@ class MaskedText(Objective):
         synchronisation (the list of chosen tokens)."""
         text, vocabulary = self._vocabulary(batch)
         layout = Layout(text.lengths)
-        ids_BT = replaced(text.ids_BT, chosen_BT, batch.draw_keys_B, vocabulary, self.mask, self.random, self.name)
+        words_BT = word_indices(text, self.name) if self.action == "word" else None
+        ids_BT = replaced(text.ids_BT, chosen_BT, batch.draw_keys_B, vocabulary, self.mask, self.random, self.name, words_BT)
         if counts_B1 is not None:
             chosen_BT, maskable_BT = chosen_BT & counts_B1, maskable_BT & counts_B1
         rows_R = layout.pack(chosen_BT).nonzero().squeeze(1)
@@ -154,9 +156,10 @@ class MLM(MaskedText):
         tied: the decoder is the token table itself (the same Parameter). ViLT's released code does not tie, transformers' ViLT does.
         content: never choose function words and punctuation, of which a picture says nothing (Bitton et al. 2021, arXiv 2109.02040):
             what is learned from a sample is what can be seen. English; not in ViLT's paper.
-        unit: what is chosen; all but ``piece`` need ``Text.words_BT``. Mask, random and stay are drawn for each token of it, as in BERT.
-            ``piece``; ``word``; ``span``: words and a drawn number of words behind them (InterBERT, with ``prob: 0.1``); ``geometric``:
-            spans of geometric length (SpanBERT, UNIMO).
+        unit: what is chosen; all but ``piece`` need ``Text.words_BT``. ``piece``; ``word``; ``span``: words and a drawn number of words
+            behind them (InterBERT, with ``prob: 0.1``); ``geometric``: spans of geometric length (SpanBERT, UNIMO).
+        action: mask, random and stay are drawn for each token (``piece``, as in BERT) or for all tokens of a word at once (``word``:
+            VL-BERT's code, where another token is still drawn for each).
         spans: shapes of the last two.
         segment: of pairs, the text that is masked: 0 the first, 1 the second; None: both.
         head_of: the objective whose head is used; None: a head of its own.
@@ -178,6 +181,7 @@ class MLM(MaskedText):
         spans: Spans = Spans(),  # noqa: B008  (frozen)
         segment: Literal[0, 1] | None = None,
         head_of: str | None = None,
+        action: Literal["piece", "word"] = "piece",
         *,
         weight: float = 1.0,
         view: str = "main",
@@ -195,6 +199,9 @@ class MLM(MaskedText):
             raise ValueError(f"MLM: whole_word=true is unit=word; leave it out beside unit={unit}")
         self.prob, self.at_least_one, self.content, self.spans, self.segment = prob, at_least_one, content, spans, segment
         self.unit = "word" if whole_word else unit
+        if action not in ("piece", "word") or (action == "word" and self.unit == "piece"):
+            raise ValueError(f"MLM: action={action!r} must be piece, or word where unit is not piece, got unit={self.unit}")
+        self.action = action
         self.whole_word = self.unit == "word"
         self._content: Tensor | None = None
 

@@ -65,10 +65,26 @@ def maskable(text: Text, vocabulary: Vocabulary, segment: int | None = None) -> 
     return found_BT & (text.segments_BT == segment)
 
 
-def replaced(ids_BT: Tensor, chosen_BT: Tensor, keys_B: Tensor, vocabulary: Vocabulary, mask: float, share: float, name: str) -> Tensor:
-    """The ids with ``mask`` of the chosen tokens masked and ``share`` of them drawn from the ordinary vocabulary, each token by itself."""
+def replaced(
+    ids_BT: Tensor,
+    chosen_BT: Tensor,
+    keys_B: Tensor,
+    vocabulary: Vocabulary,
+    mask: float,
+    share: float,
+    name: str,
+    words_BT: Tensor | None = None,
+) -> Tensor:
+    """The ids with ``mask`` of the chosen tokens masked and ``share`` of them drawn from the ordinary vocabulary.
+
+    Args:
+        words_BT: the word of each token, where the tokens of a word share what becomes of them; None: each token by itself. Which token is
+            drawn is up to each in either case.
+    """
     columns = ids_BT.shape[1]
     action_BT = random.uniform(keys_B, random.stream(f"{name}/action"), columns)
+    if words_BT is not None:
+        action_BT = _by_word(action_BT, words_BT)
     special = sorted({token for token in vocabulary.special if 0 <= token < vocabulary.size})
     drawn_BT = random.integers(keys_B, random.stream(f"{name}/token"), columns, vocabulary.size - len(special))
     for token in special:  # the k-th ordinary token: step over the special ones in ascending order
@@ -93,7 +109,7 @@ def words_of(text: Text, maskable_BT: Tensor, name: str) -> Words:
     Raises:
         ValueError: the text has no word indices.
     """
-    words_BT = _word_indices(text, name)
+    words_BT = word_indices(text, name)
     of_BT, inside_BT = words_BT.clamp(min=0), words_BT >= 0
     segments_BT = torch.zeros_like(of_BT) if text.segments_BT is None else text.segments_BT * inside_BT
     any_BW = torch.zeros_like(of_BT).scatter_reduce(1, of_BT, (maskable_BT & inside_BT).long(), "amax")
@@ -101,7 +117,17 @@ def words_of(text: Text, maskable_BT: Tensor, name: str) -> Words:
     return Words(of_BT, any_BW > 0, segment_BW)
 
 
-def _word_indices(text: Text, name: str) -> Tensor:
+def _by_word(draw_BT: Tensor, words_BT: Tensor) -> Tensor:
+    """One draw for each run of equal word indices."""
+    new_word_BT = F.pad(words_BT[:, 1:] != words_BT[:, :-1], (1, 0))
+    return draw_BT.gather(1, new_word_BT.long().cumsum(1))
+
+
+def word_indices(text: Text, name: str) -> Tensor:
+    """
+    Raises:
+        ValueError: the text has no word indices.
+    """
     if text.words_BT is None:
         raise ValueError(f"{name}: masking words or spans needs word indices (Text.words_BT); the data module did not give them")
     return text.words_BT
@@ -127,10 +153,8 @@ def choose(
     """
     draw_BT = random.uniform(keys_B, random.stream(f"{name}/choose"), maskable_BT.shape[1])
     if unit in ("piece", "word"):
-        if unit == "word":  # one draw for each run of equal word indices
-            words_BT = _word_indices(text, name)
-            new_word_BT = F.pad(words_BT[:, 1:] != words_BT[:, :-1], (1, 0))
-            draw_BT = draw_BT.gather(1, new_word_BT.long().cumsum(1))
+        if unit == "word":
+            draw_BT = _by_word(draw_BT, word_indices(text, name))
         chosen_BT = maskable_BT & (draw_BT < prob)
     else:
         words = words_of(text, maskable_BT, name)

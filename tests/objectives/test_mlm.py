@@ -97,6 +97,26 @@ def test_whole_words_are_chosen_together():
     assert within_four_sigma(hits, total, 0.15)
 
 
+def test_one_fate_for_all_pieces_of_a_word():
+    batch = texts(500, 102, size=3000)
+    words = torch.full((500, 102), -1)
+    words[:, 1:101] = torch.arange(100) // 2  # 50 words of two pieces
+    batch = batch._replace(text=batch.text._replace(words_BT=words))
+    for action in ("piece", "word"):
+        out = bound(3000, whole_word=True, action=action).corrupt(batch, {})
+        target, now = out.targets["mlm"], out.text.ids_BT.reshape(-1)
+        masked, same = (x.view(-1, 2) for x in (now[target.rows_R] == MASK, now[target.rows_R] == target.labels_R))
+        alike, n = (masked[:, 0] == masked[:, 1]).sum(), len(masked)
+        assert within_four_sigma(int(alike), n, 0.68) if action == "piece" else alike == n
+        assert within_four_sigma(int(masked[:, 0].sum()), n, 0.8)
+        drawn = ~masked.any(1) & ~same.any(1)
+        pairs = now[target.rows_R].view(-1, 2)[drawn]
+        assert (pairs[:, 0] != pairs[:, 1]).float().mean() > 0.9  # another token for each piece
+        assert within_four_sigma(int(same.all(1).sum()), n, 0.1 if action == "word" else 0.01)
+    with pytest.raises(ValueError, match="unit is not piece"):
+        MLM(action="word")
+
+
 def test_at_least_one_and_none():
     batch = texts(300, 5)
     free, forced = (bound(at_least_one=flag).corrupt(batch, {}).targets["mlm"].rows_R // 5 for flag in (False, True))
