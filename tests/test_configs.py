@@ -130,13 +130,15 @@ def tiny(recipe: str) -> list[str]:
     config = layer([recipe]).config
     size = next(path.stem for path in reversed(layer([recipe]).files) if path.parent.name == "sizes")
     family = next(name for name in sorted(TINY, key=len, reverse=True) if size.startswith(name))
-    words = ["--config", recipe, "--config", f"sizes/{family}-tiny.yaml", "--config", "debug.yaml"]
+    kind = "-e2e" if size.endswith("-e2e") else ""
+    words = ["--config", recipe, "--config", f"sizes/{family}-tiny{kind}.yaml", "--config", "debug.yaml"]
     words += ["--data.text.tokenizer", "wordpiece", "--data.text.vocab_size", "200", "--data.max_tokens", "52"]
-    if config["data"].get("show") == "regions":
+    show = config["data"].get("show", "image")
+    if show in ("regions", "both"):
         words += ["--data.regions", "{}"]  # scenes have 1 to 4, and no scores to choose by
         if "mrc" in config["model"]["objectives"]:
             words += ["--model.objectives.mrc.init_args.classes", "6", "--model.objectives.mrc.init_args.background", "null"]
-    else:
+    if show != "regions":
         words += ["--data.image.size", "64", "--data.image.multiple", "32" if "pixelbert" in recipe else "16"]
     return words + (["--data.buckets", "null"] if "buckets" in config["data"] else [])
 
@@ -144,7 +146,7 @@ def tiny(recipe: str) -> list[str]:
 PAPER = [recipe for recipe in RECIPES if "/" in recipe]  # the others: tests/cli/test_fit.py
 TINY = [Path(size).name.removesuffix("-tiny.yaml") for size in SIZES if size.endswith("-tiny.yaml")]
 # one of each system in the quick suite; releases and large sizes differ from it in values
-QUICK = {f"paper/{name}.yaml" for name in ("vilt", "clip-vit-b-32", "uniter", "lxmert", "oscar-plus")}
+QUICK = {f"paper/{name}.yaml" for name in ("vilt", "clip-vit-b-32", "uniter", "lxmert", "oscar-plus", "vlbert-e2e")}
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "tiny": Architecture((1, 1, 1, 1), width=8),  # for tests: 256 channels
+    "tiny-basic": Architecture((1, 1, 1, 1), bottleneck=False, width=16),  # 128 channels
     "resnet18": Architecture((2, 2, 2, 2), bottleneck=False),
     "resnet34": Architecture((3, 4, 6, 3), bottleneck=False),
     "resnet50": Architecture((3, 4, 6, 3)),
