@@ -21,6 +21,7 @@ from mmpretrain.types import Pixels
 EPSILON = 0.1  # of the pixel map, section A.3
 GUMBEL = random.stream("nn/dvae/gumbel")
 DRAWS = 1 << 24  # random numbers made at a time
+FADED = 1e-5  # an average count that says nothing any more
 
 
 def map_pixels(x: Tensor) -> Tensor:
@@ -252,5 +253,19 @@ class Codebook(nn.Module):
         sound = torch.isfinite(total_KD).all() & torch.isfinite(count_K).all()
         for average, new in ((self.count_K, count_K), (self.total_KD, total_KD)):
             average.copy_(torch.where(sound, torch.lerp(new.to(average), average, self.decay), average))
-        alive_K1 = (self.count_K > 1e-5)[:, None]
-        self.vectors_KD.copy_(torch.where(alive_K1, self.total_KD / self.count_K.clamp(min=1e-5)[:, None], self.vectors_KD))
+        alive_K1 = (self.count_K > FADED)[:, None]
+        self.vectors_KD.copy_(torch.where(alive_K1, self.total_KD / self.count_K.clamp(min=FADED)[:, None], self.vectors_KD))
+
+    @torch.no_grad()
+    def restart(self, states_KD: Tensor, below: float) -> None:
+        """Put every vector that fewer than ``below`` states a step took, on average, where a state is (random restarts, Dhariwal et al.
+        2020, arXiv 2005.00341).
+
+        Args:
+            states_KD: for each vector a state of the step, drawn alike on every rank.
+            below: the average count.
+        """
+        dead_K1 = ((self.count_K < below) & torch.isfinite(states_KD).all(1))[:, None]
+        self.vectors_KD.copy_(torch.where(dead_K1, states_KD.to(self.vectors_KD), self.vectors_KD))
+        self.total_KD.copy_(torch.where(dead_K1, self.vectors_KD, self.total_KD))
+        self.count_K.copy_(torch.where(dead_K1[:, 0], torch.ones_like(self.count_K), self.count_K))
