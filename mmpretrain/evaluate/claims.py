@@ -7,7 +7,7 @@ and each of the 512 scenes has a caption that names every thing in it (``tests/e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmpretrain.data.scenegraph_parse import parse
@@ -45,6 +45,11 @@ class Claims(NamedTuple):
     things: Counter[Thing]  # named with colour and shape, and how often
     beside: tuple[Beside, ...]  # of things of which both are named so
 
+    @classmethod
+    def none(cls) -> Claims:
+        """Nothing."""
+        return cls(Counter(), ())
+
 
 class Words(NamedTuple):
     """The colours and the shapes that captions may name."""
@@ -77,18 +82,6 @@ def things_of(meta: Mapping[str, Any], size: tuple[int, int] | None = None) -> l
         x, y, width, height = (float(side) for side in box)
         found.append(Placed((str(item["colour"]), str(item["shape"])), (x + width / 2) / size[0], (y + height / 2) / size[1]))
     return found
-
-
-def words_of(samples: Iterable[Sample]) -> Words:
-    """The colours and shapes of the annotated things, in the order of the alphabet.
-
-    Raises:
-        ValueError: no sample has any.
-    """
-    things = {placed.thing for sample in samples for placed in things_of(sample.meta) or ()}
-    if not things:
-        raise ValueError("no sample has 'objects' with colour, shape and box, and 'width' and 'height', in its KEY.json")
-    return Words(tuple(sorted({colour for colour, _ in things})), tuple(sorted({shape for _, shape in things})))
 
 
 def claims(caption: str, words: Words) -> Claims:
@@ -142,13 +135,13 @@ class Prompt(NamedTuple):
     claims: Claims
 
 
-def prompt_of(number: int, sample: Sample, words: Words) -> Prompt | None:
-    """The caption of a sample to generate by: the first one that names every thing of the scene with colour and shape, one that says what
-    is left or right of what before others; None where there is none."""
+def prompt_of(number: int, sample: Sample, words: Words, fits: Callable[[str], bool] = lambda caption: True) -> Prompt | None:
+    """The caption of a sample to generate by: the first one that ``fits`` and names every thing of the scene with colour and shape, one
+    that says what is left or right of what before others; None where there is none."""
     things = things_of(sample.meta)
     if not things:
         return None
     whole = Counter(placed.thing for placed in things)
-    found = [Prompt(number, caption, claims(caption, words)) for caption in sample.captions]
+    found = [Prompt(number, caption, claims(caption, words)) for caption in sample.captions if fits(caption)]
     found = [prompt for prompt in found if prompt.claims.things == whole and agrees(prompt.claims, things)]
     return min(found, key=lambda prompt: not prompt.claims.beside, default=None)

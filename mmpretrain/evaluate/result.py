@@ -37,7 +37,8 @@ class Result(NamedTuple):
 _NATS = "{:.4f} nats"
 _FORMS = {  # of what is no share
     "median_rank": "{:.1f}", "psnr": "{:.2f} dB", "mse": "{:.5f}", "perplexity": "{:.1f}", "dead": "{:.0f}", "loss": _NATS,
-    "loss_other_text": _NATS, "loss_without_text": _NATS,
+    "loss_other_text": _NATS, "loss_without_text": _NATS, "clip_score": "{:.3f}", "frechet_clip": "{:.4f}", "kernel_clip": "{:.5f}",
+    "frechet_inception": "{:.2f}", "kernel_inception": "{:.4f}",
 }  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def table(results: Iterable[Result], title: str = "Evaluation") -> Table:
         made.add_column(column, justify="right")
     for result in results:
         value = shown(result.name, result.value)
-        chance = "" if result.chance is None else f"{100 * result.chance:.1f} %"
+        chance = "" if result.chance is None else shown(result.name, result.chance)
         made.add_row(result.name, value, chance, str(result.stamp.count), result.stamp.weights)
     return made
 

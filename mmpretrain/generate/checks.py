@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmpretrain.data.codes_info import CodesInfo, digest
@@ -74,6 +74,12 @@ def same_tokenizer(dalle: Pretrained) -> None:
         )
 
 
+def counter(model: Pretrained) -> tuple[Callable[[str], int], int]:
+    """A function that counts the tokens of a text, special ones included, without cutting it; and the most that the model reads."""
+    uncut = model.tokenizer.with_max_tokens(_MOST)
+    return (lambda text: len(uncut.tokenize(text).ids)), model.tokenizer.max_tokens
+
+
 def prompts(given: Sequence[str], dalle: Pretrained, scorer: Any = None) -> list[str]:
     """The prompts without white space at their ends.
 
@@ -83,7 +89,7 @@ def prompts(given: Sequence[str], dalle: Pretrained, scorer: Any = None) -> list
     if not given:
         raise ValueError("generate: there is no prompt")
     models = [(dalle, "the transformer"), (getattr(scorer, "pretrained", None), "the CLIP that re-ranks")]
-    uncut = [(model, model.tokenizer.with_max_tokens(_MOST), what) for model, what in models if model is not None]
+    counters = [(*counter(model), what) for model, what in models if model is not None]
     found = []
     for number, text in enumerate(given, 1):
         name = f"prompt {number}" if len(given) > 1 else "the prompt"
@@ -93,9 +99,8 @@ def prompts(given: Sequence[str], dalle: Pretrained, scorer: Any = None) -> list
         name = f"{name}, {(text if len(text) <= 60 else text[:57] + '...')!r},"
         if not set(dalle.tokenize(text).ids) - set(dalle.tokenizer.vocabulary.special):
             raise ValueError(f"{name} has no word that the tokenizer of {dalle.source} knows")
-        for model, tokenizer, what in uncut:
-            length, most = len(tokenizer.tokenize(text).ids), model.tokenizer.max_tokens
-            if length > most:
-                raise ValueError(f"{name} has {length} tokens, {what} reads {most}: shorten it")
+        for length, most, what in counters:
+            if length(text) > most:
+                raise ValueError(f"{name} has {length(text)} tokens, {what} reads {most}: shorten it")
         found.append(text)
     return found

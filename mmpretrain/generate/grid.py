@@ -42,9 +42,7 @@ def sheet(blocks: Sequence[Block], columns: int = COLUMNS) -> Image.Image:
     laid = [_laid(block, columns, font) for block in blocks]
     width, height = max(one.width for one in laid), sum(one.height for one in laid)
     if max(width, height) > MOST:
-        raise ValueError(
-            f"grid: a sheet of {width} x {height} pixels is more than {MOST} a side; ask for fewer pictures or prompts"
-        )
+        raise ValueError(f"grid: a sheet of {width} x {height} pixels is more than {MOST} a side; ask for fewer pictures or prompts")
     made = Image.new("RGB", (width, height), _PAPER)
     top = 0
     for one in laid:

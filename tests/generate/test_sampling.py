@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.generation import CODES, GRID, Stub, dalle
+from helpers.generation import GRID, Stub, dalle
+from helpers.tiny_dvae import CODES
 from torch import Tensor
 
 from mmpretrain.evaluate.loading import load
@@ -16,14 +17,6 @@ from mmpretrain.generate.choosing import Sampling, choose, guided, sample_key
 from mmpretrain.generate.generator import and_empty
 from mmpretrain.generate.sampling import Piece, Request, plan, sample
 from mmpretrain.types import Batch, CodeBatch, Text
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def texts(prompts: Sequence[Sequence[int]]):
@@ -136,14 +129,14 @@ def uncached(model, head, text: Text, keys: Tensor, given: Tensor | None, how: S
 def test_cached_is_uncached(tmp_path: Path, guidance, kept):
     """The tiny real model in fp64: a forward over everything draws the same codes."""
     found = load(dalle(tmp_path / "dalle.ckpt"))
-    found.model.double(), found.objectives["image"].double()
+    found.model.double(), found.objectives["code"].double()
     prompts = [list(found.tokenize(text).ids) for text in ("a red cube", "two blue balls above a green cone")]
     given = torch.arange(kept) % CODES if kept else None
     how, n = Sampling(guidance=guidance), 2
     asked = request(prompts, n, GRID[0] * GRID[1], given)
 
     def both(model, objectives):
-        head = objectives["image"].logits_of
+        head = objectives["code"].logits_of
         cached = sample(model, head, asked, how, 3)
         text = texts(prompts)([p for p in range(2) for _ in range(n)], False)
         keys = torch.tensor([asked.keys(p, j) for p in range(2) for j in range(n)])

@@ -1,4 +1,4 @@
-"""A tiny transformer over codes and an autoencoder with real checkpoints, and a stand-in whose logits are known."""
+"""A tiny transformer over the codes of ``tiny_dvae`` as a checkpoint, and a stand-in whose logits are known."""
 
 from __future__ import annotations
 
@@ -7,38 +7,28 @@ from typing import Any
 
 import torch
 from helpers.checkpoints import checkpoint, node
+from helpers.tiny_dvae import CODES, SIZE
 from torch import Tensor
 
 from mmpretrain.data.codes_info import CodesInfo, digest, fingerprint
-from mmpretrain.data.image import ImageTransform
 from mmpretrain.evaluate.loading import load
 from mmpretrain.models.dalle import DALLE
-from mmpretrain.models.dvae import DVAE
 from mmpretrain.objectives.next_token import NextCode, NextText
 from mmpretrain.types import Text
 
-CODES, GRID, POSITIONS = 16, (4, 4), 24
-IMAGE = {"mode": "clip", "size": 16, "normalize": "unit", "decoder": "pil"}
+GRID, POSITIONS = (4, 4), 24
+IMAGE = {"mode": "clip", "size": SIZE, "normalize": "unit", "decoder": "pil"}
 
 
 def dalle_config(_: str, vocab: int, __: bool) -> dict[str, Any]:
     system = node(DALLE, width=64, depth=3, heads=2, vocab_size=vocab, codes=CODES, text_positions=POSITIONS, grid=list(GRID), gain=1.0)
-    objectives = {"text": node(NextText), "image": node(NextCode)}
+    objectives = {"text": node(NextText), "code": node(NextCode)}
     return {"model": {"system": system, "objectives": objectives}, "data": {"image": IMAGE, "show": "codes"}}
 
 
-def dvae_config(_: str, vocab: int, __: bool) -> dict[str, Any]:
-    system = node(DVAE, widths=[8, 16, 16], blocks=1, codes=CODES, code_width=8, image_size=16)
-    return {"model": {"system": system, "objectives": {}}, "data": {"image": IMAGE}}
-
-
-def dvae(path: Path, seed: int = 0) -> Path:
-    return checkpoint(path, config=dvae_config, seed=seed)
-
-
-def dalle(path: Path, autoencoder: Path | None = None, seed: int = 0) -> Path:
-    """With weights of the heads drawn too, which start at 0; it says that its codes are of ``autoencoder``."""
-    about = {} if autoencoder is None else {"codes": info(autoencoder).to_json()}
+def dalle(path: Path, dvae: Path | None = None, seed: int = 0) -> Path:
+    """With weights of the heads drawn too, which start at 0; it says that its codes are of the autoencoder ``dvae``."""
+    about = {} if dvae is None else {"codes": info(dvae).to_json()}
     made = checkpoint(path, config=dalle_config, tokenizer="byte_bpe", seed=seed, **about)
     content = torch.load(made, weights_only=True)
     generator = torch.Generator().manual_seed(seed)
@@ -49,11 +39,11 @@ def dalle(path: Path, autoencoder: Path | None = None, seed: int = 0) -> Path:
     return made
 
 
-def info(autoencoder: Path) -> CodesInfo:
-    found = load(autoencoder)
+def info(dvae: Path) -> CodesInfo:
+    """What the shards of an autoencoder would say of it."""
+    found = load(dvae)
     weights = digest(found.model.state_dict())
-    transform: ImageTransform = found.image_transform
-    return CodesInfo(fingerprint(weights, transform), CODES, GRID, str(autoencoder), weights, transform.to_dict())
+    return CodesInfo(fingerprint(weights, found.image_transform), CODES, GRID, str(dvae), weights, found.image_transform.to_dict())
 
 
 class Stub:

@@ -1,0 +1,61 @@
+"""The sheet: every picture once, in its place, under its title; what was measured is in the file."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from mmpretrain.generate.grid import GAP, LINE, MARGIN, Block, png, sheet, wrapped
+
+
+def block(n: int, side: int = 32, title: str = "a red circle", labels: bool = True) -> Block:
+    pictures = [Image.new("RGB", (side, side), (10 * i, 0, 255)) for i in range(n)]
+    return Block(title, pictures, [f"0.{i}" if labels else "" for i in range(n)], 0 if labels else None)
+
+
+def test_pictures_stand_in_rows():
+    made = np.asarray(sheet([block(5)], columns=3))
+    width = height = 96  # 32, enlarged
+    top = MARGIN + LINE
+    for i in range(5):
+        row, column = divmod(i, 3)
+        y, x = top + row * (height + LINE + GAP), MARGIN + column * (width + GAP)
+        assert (made[y : y + height, x : x + width] == (10 * i, 0, 255)).all()
+    assert made.shape == (top + 2 * (height + LINE + GAP) + MARGIN, 2 * MARGIN + 3 * width + 2 * GAP, 3)
+    below = made[top + height : top + height + LINE, MARGIN : MARGIN + width]
+    assert (below != 255).any() and (made[MARGIN - 2 : top, :] != 255).any()  # a label, a title
+    blank = np.asarray(sheet([block(5, labels=False, title="")], columns=3))
+    assert blank.shape[0] == MARGIN + 2 * (height + GAP) + MARGIN
+
+
+def test_blocks_stand_below_each_other():
+    one, two = block(2, title="first"), block(9, 200, title="a second prompt " * 30)
+    both = sheet([one, two])
+    assert both.height == sheet([one]).height + sheet([two]).height and both.width == sheet([two]).width
+
+
+def test_long_titles_are_wrapped():
+    font = ImageFont.load_default(size=12)
+    lines = wrapped("a large red circle on the left of a small blue square and a star", font, 120)
+    assert " ".join(lines) == "a large red circle on the left of a small blue square and a star"
+    assert len(lines) > 2 and all(font.getlength(line) <= 120 for line in lines)
+
+
+def test_facts_travel_in_the_file():
+    data = png(sheet([block(1)]), {"prompts": [{"prompt": "ein grüner Kreis", "scores": [0.25]}]})
+    opened = Image.open(io.BytesIO(data))
+    assert json.loads(opened.text["mmpretrain"])["prompts"][0] == {"prompt": "ein grüner Kreis", "scores": [0.25]}
+    assert png(sheet([block(1)])) == png(sheet([block(1)]))
+
+
+def test_what_cannot_be_laid_out():
+    with pytest.raises(ValueError, match="no picture"):
+        sheet([])
+    with pytest.raises(ValueError, match="one label"):
+        sheet([Block("x", block(2).pictures, ["1"])])
+    with pytest.raises(ValueError, match="is more than 16384 a side"):
+        sheet([block(200)], columns=200)
