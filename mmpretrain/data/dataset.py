@@ -34,7 +34,7 @@ class Source:
     Args:
         reader: of the shards.
         units: of the same shards; they say what is read of a sample.
-        tokenizer: of texts.
+        tokenizer: of texts; None where none are read.
         transform: of pictures.
         on_bad: ``stop`` with the error, or ``replace`` a sample that cannot be decoded by another one, drawn by its position.
         name: of the source in a mixture.
@@ -50,7 +50,7 @@ class Source:
         self,
         reader: ShardReader,
         units: Units,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         transform: ImageTransform,
         on_bad: str = "stop",
         name: str = "",
@@ -65,7 +65,7 @@ class Source:
         self.reader, self.units, self.tokenizer, self.transform = reader, units, tokenizer, transform
         self.on_bad, self.name, self.preparers = on_bad, name, dict(preparers or {})
         self.wants = {what for one in self.preparers.values() for what in getattr(one, "wants", ())}
-        self.answers = {name: number for number, name in enumerate(tokenizer.vocabulary.answers)}
+        self.answers = {name: number for number, name in enumerate(() if tokenizer is None else tokenizer.vocabulary.answers)}
 
     def picture(self, shard: int, sample: Sample, rng: np.random.Generator | None) -> Tensor:
         """The transformed picture(s) of a sample, several side by side: uint8 (3, H, W)."""

@@ -24,6 +24,8 @@ from mmpretrain.data.training_set import TrainingSet
 from mmpretrain.data.units import TEXTS, Units
 from mmpretrain.types import Preparer, Vocabulary
 
+NO_WORDS = Vocabulary(0, 0, None, None, None, ())  # of data without texts
+
 
 class ReadingData(PositionedData):
     """The half of ``ShardData`` that knows what is read; the other half knows in what order."""
@@ -70,8 +72,11 @@ class ReadingData(PositionedData):
         return {name: self.val_reader(name) for name in self.val_sources}
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Trained at first use where the options ask for it, then cached by the contents of the shards; with the answers to questions."""
+    def tokenizer(self) -> Tokenizer | None:
+        """Trained at first use where the options ask for it, then cached by the contents of the shards; with the answers to questions. None
+        where all sources have ``reads: images``."""
+        if self._tokenizer is None and self.set.pictures_alone:
+            return None
         if self._tokenizer is None:
             told = Told(self.tagger(self.reader), any("questions" in TEXTS[self.set.text_from(name)] for name in self.set.specs))
             made = tokenizer_training.make(self.text, self.max_tokens, self.reader, told=told)
@@ -106,8 +111,10 @@ class ReadingData(PositionedData):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Of the tokenizer; how many image codes the data hold; how many classes and attributes the regions that are shown may have."""
-        found = self.tokenizer.vocabulary._replace(codes=self.codes_info.codes if self.codes_info is not None else 0)
+        """Of the tokenizer, empty where there is none; how many image codes the data hold; how many classes and attributes the regions that
+        are shown may have."""
+        words = NO_WORDS if self.tokenizer is None else self.tokenizer.vocabulary
+        found = words._replace(codes=self.codes_info.codes if self.codes_info is not None else 0)
         if (info := self.shown_regions) is None:
             return found
         sizes = (len(info.classes or ()), info.background, len(info.attributes or ()))

@@ -128,17 +128,24 @@ class TrainingSet:
             self._units[name] = Units(self.reader_of(name), self.text_from(name), every, self.specs[name].reads, left_out, self.shown(name))
         return self._units[name]
 
+    @property
+    def pictures_alone(self) -> bool:
+        """Whether no source reads texts, so that there is nothing to tokenise."""
+        return all(spec.reads == "images" for spec in self.specs.values())
+
     def shows_codes(self, name: str) -> bool:
         """Whether the source ``name``, or the validation set of this name, shows image codes."""
         spec = self.specs.get(name)
         return self.defaults.shown.has_codes if spec is None else spec.reads != "texts" and self.shown(name).has_codes
 
     def val_units(self, name: str, reader: ShardReader) -> Units:
-        """The units of a validation set, without what is in quarantine: read as the training source of its name, else as pairs."""
+        """The units of a validation set, without what is in quarantine: read as the training source of its name, else as
+        pairs, or as pictures where no source reads more."""
         left_out = quarantine.of(reader).samples
         if name in self.specs:
             return Units(reader, self.text_from(name), False, self.specs[name].reads, left_out, self.shown(name))
-        return Units(reader, self.defaults.text_from, quarantine=left_out, shown=self.defaults.shown)
+        reads = "images" if self.pictures_alone else "pairs"
+        return Units(reader, self.defaults.text_from, reads=reads, quarantine=left_out, shown=self.defaults.shown)
 
     def parts(self) -> list[Part]:
         """What the run is fed with."""

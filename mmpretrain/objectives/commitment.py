@@ -47,9 +47,7 @@ class Commitment(Objective):
         if not 0 <= restart < 1:
             raise ValueError(f"Commitment: restart={restart} is a number of states a step, from 0 to 1, below 1")
         self.restart, self.peers = restart, Peers()
-        self._drawn: Tensor | None = (
-            None  # (K, 1 + D): for each vector the state that it may restart at, and the number that it was drawn by
-        )
+        self._drawn: Tensor | None = None  # (K, 1 + D): for each vector a state to restart at, behind the number that drew it
         self._taken: Tensor | None = None  # (K, 1 + D): how many states took each vector in this step, and their sum; no buffer
 
     def count(self, batch: Batch) -> Tensor:
