@@ -151,6 +151,12 @@ def lying_npz() -> bytes:
     return bytes(data)
 
 
+def lying_npy() -> bytes:
+    """A file of a kilobyte that announces a thousand million codes."""
+    text = b"{'descr': '<u2', 'fortran_order': False, 'shape': (31250, 32000), }\n"
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(1000)
+
+
 BOMBS = {
     "png": ("image", lambda: bomb_png(12000)),
     "gz": ("image", lambda: gzip.compress(bytes(100_000_000), 1)),
@@ -158,15 +164,17 @@ BOMBS = {
     "text": ("text", lambda: b"x" * 50_000_000),
     "npz": ("regions", npz_bomb),
     "lying npz": ("regions", lying_npz),
+    "npy": ("codes", lying_npy),
 }
 MEASURE = """
 import json, resource, sys
 from mmpretrain.data.codec import codec
+from mmpretrain.data.codes import decode_codes
 from mmpretrain.data.decode import decode_json, decode_text
 from mmpretrain.data.errors import BadSample
 from mmpretrain.data.regions import decode_regions
 images = [codec("pil").decode, codec("simplejpeg").decode]
-reads = {"image": images, "json": [decode_json], "text": [decode_text], "regions": [decode_regions]}
+reads = {"image": images, "json": [decode_json], "text": [decode_text], "regions": [decode_regions], "codes": [decode_codes]}
 for kind, file in json.loads(sys.argv[1]):
     data = open(file, "rb").read()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
