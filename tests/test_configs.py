@@ -31,8 +31,8 @@ def parsed(files: list[str], *options: str):
     return ParseOnly("fit", layer(files), list(options))
 
 
-def root_on_meta(files: list[str]):
-    """The model and its bound objectives, without memory."""
+def module_on_meta(files: list[str]):
+    """What is trained, objectives bound, without memory."""
     import torch
 
     from mmpretrain.train.pretraining import Pretraining
@@ -45,7 +45,12 @@ def root_on_meta(files: list[str]):
         known = Vocabulary(root.model.spec.vocab_size, 0, 1, 2, 3, (0, 1, 2, 3), answers=("no", "yes"))
         paper = str(files[0]).startswith("paper/")  # these say everything themselves; recipes on scenes have 6 shapes and 14 attributes
         root.bind(known if paper else known._replace(region_classes=6, region_attributes=14))
-    return root
+    return built
+
+
+def root_on_meta(files: list[str]):
+    """The model and its bound objectives, without memory."""
+    return module_on_meta(files).root
 
 
 def count(module) -> int:
@@ -80,11 +85,25 @@ def test_the_parameters_in_the_header_are_those_of_the_module(recipe):
     assert count(root_on_meta([recipe])) == said
 
 
+@pytest.mark.parametrize("system, parts", [("vilbert", ("text.", "text_blocks.")), ("interbert", ("text.", "joint_", "text_blocks."))])
+def test_released_rates_are_a_tenth_for_embeddings_and_text_layers_alone(system, parts):
+    """The releases list 5 tensors of the embeddings and 16 of each of BERT's 12 layers, 12 of which are ours, and no head."""
+    module = module_on_meta([f"paper/{system}-release.yaml"])
+    groups = module.optimizer.groups(module.root)
+    slow = [name for group in groups if group["lr"] == pytest.approx(1e-5) for name in group["names"]]
+    assert all(group["lr"] in (pytest.approx(1e-5), 1e-4) for group in groups)
+    assert len(slow) == 5 + 12 * 12 and all(name.startswith(tuple(f"model.{part}" for part in parts)) for name in slow)
+    for group in groups:  # the two groups of decay are the wrong way round
+        decayed = {name.endswith("bias") or "norm" in name for name in group["names"]}
+        assert decayed == {group["weight_decay"] > 0}
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_parameters_of_a_size_are_those_of_the_model(size):
     first = (ROOT / size).read_text().splitlines()[0]
     said = int(first.rpartition("Parameters: ")[2].replace(",", ""))
-    recipe = "clip.yaml" if Path(size).name.startswith("clip") else "vilt.yaml"
+    others = {"clip": "clip.yaml", "dvae": "dvae.yaml"}  # whose objectives read other states than those of fusion
+    recipe = next((name for beginning, name in others.items() if Path(size).name.startswith(beginning)), "vilt.yaml")
     lower = [name for name in layer([recipe]).files if "sizes" not in str(name)]
     files = [str(path) for path in lower if path.name == "base.yaml"] + [size, _objectives(recipe)]
     assert count(root_on_meta(files).model) == said
