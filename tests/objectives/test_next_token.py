@@ -154,7 +154,7 @@ def test_logits_of_a_state_are_those_of_the_loss() -> None:
     made, given = root(), batch()
     with torch.no_grad():
         rows = made.objectives["code"].logits(made.model(given), given)
-        cache, state_BD = made.model.prefill(given.text)
+        _, state_BD = made.model.prefill(given.text)
         torch.testing.assert_close(made.objectives["code"].logits_of(state_BD), rows[::N], atol=1e-4, rtol=1e-4)
         half = made.objectives["code"].logits_of(state_BD.bfloat16())
         assert half.dtype == torch.float32 and half.shape == (3, CODES)
