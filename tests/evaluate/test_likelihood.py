@@ -1,4 +1,4 @@
-"""Likelihood of texts and codes: against sums over single samples; what another text and none change; no trace in the statistics of training."""
+"""Likelihood of texts and codes: against sums over single samples; under another text and none; without a trace in what is logged."""
 
 from __future__ import annotations
 
