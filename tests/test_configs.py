@@ -102,7 +102,7 @@ def test_released_rates_are_a_tenth_for_embeddings_and_text_layers_alone(system,
 def test_the_parameters_of_a_size_are_those_of_the_model(size):
     first = (ROOT / size).read_text().splitlines()[0]
     said = int(first.rpartition("Parameters: ")[2].replace(",", ""))
-    others = {"clip": "clip.yaml", "dvae": "dvae.yaml"}  # whose objectives read other states than those of fusion
+    others = {"clip": "clip.yaml", "dvae": "dvae.yaml", "dalle": "dalle.yaml"}  # whose objectives read other states than those of fusion
     recipe = next((name for beginning, name in others.items() if Path(size).name.startswith(beginning)), "vilt.yaml")
     lower = [name for name in layer([recipe]).files if "sizes" not in str(name)]
     files = [str(path) for path in lower if path.name == "base.yaml"] + [size, _objectives(recipe)]
@@ -151,7 +151,8 @@ def tiny(recipe: str) -> list[str]:
     family = next(name for name in sorted(TINY, key=len, reverse=True) if size.startswith(name))
     kind = "-e2e" if size.endswith("-e2e") else ""
     words = ["--config", recipe, "--config", f"sizes/{family}-tiny{kind}.yaml", "--config", "debug.yaml"]
-    words += ["--data.text.tokenizer", "wordpiece", "--data.text.vocab_size", "200", "--data.max_tokens", "52"]
+    merged = "byte_bpe" if (config["data"].get("text") or {}).get("dropout") else "wordpiece"  # dropout is one of merges
+    words += ["--data.text.tokenizer", merged, "--data.text.vocab_size", "300", "--data.max_tokens", "52"]
     show = config["data"].get("show", "image")
     if show in ("regions", "both"):
         words += ["--data.regions", "{}"]  # scenes have 1 to 4, and no scores to choose by
@@ -196,4 +197,5 @@ def test_every_paper_recipe_takes_two_steps_at_its_tiny_size(recipe, scenes, tmp
 def _sources(recipe: str, scenes: Path) -> list[str]:
     if "train" in layer([recipe]).config["data"]:
         return scene_regions.sources(recipe, scenes / "train", scenes / "val")
-    return ["--data.train", str(scenes / "train" / "plain"), "--data.val", "{}"]
+    shown = "codes" if "codes" in layer([recipe]).config["data"].get("show", "") else "plain"
+    return ["--data.train", str(scenes / "train" / shown), "--data.val", "{}"]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import scene_regions
+from helpers import scene_regions, tiny_dvae
 from helpers.sources import put_all
 
 from mmpretrain.cli.main import COMMANDS
@@ -19,7 +19,7 @@ TREE = Path(__file__).resolve().parent.parent
 PAGES = [TREE / "README.md", TREE / "CONTRIBUTING.md", *sorted((TREE / "docs").glob("*.md"))]
 RUN = "runs/vilt-20260101-120000"  # the run that the pages speak of
 SETUP = ("pip install", "pytest", "ruff", "python benchmarks", "python -m benchmarks")  # what CI and the benchmarks do themselves
-SMALL = ["--data.batch_size", "8", "--data.workers", "0", "--data.text.vocab_size", "200", "--trainer.max_steps", "1"]
+SMALL = ["--data.batch_size", "8", "--data.workers", "0", "--data.text.vocab_size", "300", "--trainer.max_steps", "1"]
 SMALL += ["--final.samples", "4", "--measure.samples", "4", "--trainer.val_check_interval", "1"]
 UNLESS_GIVEN = {"--panels.samples": "2", "--loggers": "[]"}
 
@@ -69,9 +69,10 @@ def test_commands_are_commands_of_this_program(page):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a run and sources of the names that the pages use, and a few scenes in place of the embedded set."""
+    """A folder with a run, a small dVAE and sources of the names that the pages use, and a few scenes in place of the embedded set."""
     folder = tmp_path_factory.mktemp("pages")
     put_all(folder)
+    tiny_dvae.make(folder / "dvae.ckpt")
     for split, n in (("train", 16), ("val", 8)):
         scene_regions.write(folder / "few" / split, n, split)
     done = run(folder, "mmpretrain fit --config vilt.yaml", MMPRETRAIN_RUN_DIR=RUN)

@@ -18,7 +18,7 @@ from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import scenes
 
-TINY = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "200"]
+TINY = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "300"]
 FEW = ["--loggers", "[csv]", "--trainer.log_every_n_steps", "1", "--final.samples", "4", "--measure.samples", "4", "--panels.samples", "2"]
 
 
