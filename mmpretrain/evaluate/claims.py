@@ -6,6 +6,7 @@ and each of the 512 scenes has a caption that names every thing in it (``tests/e
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ _SIDES = {
     for relation in ("left", "right")
     for phrase in (f"{relation} of", f"to the {relation} of", f"on the {relation} of", f"on the {relation} side of")
 }
+_CLAUSES = re.compile(  # at full stops, and where a relation stands in front of its clause: "left of B there is A, and above D there is C"
+    r"[.;]|,(?: and)?(?=\s+(?:(?:to|on) the )?(?:left|right|above|below|under|higher|lower)\b)", re.IGNORECASE
+)
 
 
 class Placed(NamedTuple):
@@ -43,7 +47,7 @@ class Claims(NamedTuple):
     """Of one caption."""
 
     things: Counter[Thing]  # named with colour and shape, and how often
-    beside: tuple[Beside, ...]  # of things of which both are named so
+    beside: tuple[Beside, ...]  # of things of which both are named so, each of them once
 
     @classmethod
     def none(cls) -> Claims:
@@ -86,23 +90,24 @@ def things_of(meta: Mapping[str, Any], size: tuple[int, int] | None = None) -> l
 
 def claims(caption: str, words: Words) -> Claims:
     """What a caption claims. Things without a colour or a shape ("two things are striped") are no claims here."""
-    graph = parse(caption)
-    named: list[Thing | None] = []
     counted: Counter[Thing] = Counter()
-    for number, (start, end) in enumerate(graph["objects"]):
-        attributes = [(a, caption[a:b].lower()) for a, b, owner in graph["attributes"] if owner == number]
-        colours = [text for _, text in attributes if text in words.colours]
-        shape = words.shape(caption[start:end])
-        thing = (colours[0], shape) if shape is not None and len(colours) == 1 else None
-        named.append(thing)
-        if thing is not None:
-            counted[thing] += _count(caption[: min([start, *(a for a, _ in attributes)])])
-    beside = []
-    for start, end, first, second in graph["relations"]:
-        side, one, other = _SIDES.get(" ".join(caption[start:end].lower().split())), named[first], named[second]
-        if side is not None and one is not None and other is not None:
-            beside.append(Beside(one, side, other))
-    return Claims(counted, tuple(beside))
+    beside: list[Beside] = []
+    for clause in _CLAUSES.split(caption):
+        graph = parse(clause)
+        named: list[Thing | None] = []
+        for number, (start, end) in enumerate(graph["objects"]):
+            attributes = [(a, clause[a:b].lower()) for a, b, owner in graph["attributes"] if owner == number]
+            colours = [text for _, text in attributes if text in words.colours]
+            shape = words.shape(clause[start:end])
+            thing = (colours[0], shape) if shape is not None and len(colours) == 1 else None
+            named.append(thing)
+            if thing is not None:
+                counted[thing] += _count(clause[: min([start, *(a for a, _ in attributes)])])
+        for start, end, first, second in graph["relations"]:
+            side, one, other = _SIDES.get(" ".join(clause[start:end].lower().split())), named[first], named[second]
+            if side is not None and one is not None and other is not None:
+                beside.append(Beside(one, side, other))
+    return Claims(counted, tuple(claim for claim in beside if counted[claim.first] == counted[claim.second] == 1))
 
 
 def _count(before: str) -> int:
