@@ -102,7 +102,7 @@ def test_released_rates_are_a_tenth_for_embeddings_and_text_layers_alone(system,
 def test_the_parameters_of_a_size_are_those_of_the_model(size):
     first = (ROOT / size).read_text().splitlines()[0]
     said = int(first.rpartition("Parameters: ")[2].replace(",", ""))
-    others = {"clip": "clip.yaml", "dvae": "dvae.yaml", "dalle": "dalle.yaml"}  # whose objectives read other states than those of fusion
+    others = {name: f"{name}.yaml" for name in ("beit", "clip", "dalle", "dvae")}  # whose objectives read other states than those of fusion
     recipe = next((name for beginning, name in others.items() if Path(size).name.startswith(beginning)), "vilt.yaml")
     lower = [name for name in layer([recipe]).files if "sizes" not in str(name)]
     files = [str(path) for path in lower if path.name == "base.yaml"] + [size, _objectives(recipe)]

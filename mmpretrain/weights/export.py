@@ -14,7 +14,7 @@ from typing import Any
 
 from mmpretrain.models.clip import CLIP
 from mmpretrain.models.vilt import ViLT
-from mmpretrain.weights import clip, clip_config, export_dvae, export_files, export_own, export_regions, own, vilt
+from mmpretrain.weights import clip, clip_config, export_beit, export_dvae, export_files, export_own, export_regions, own, vilt
 from mmpretrain.weights.export_check import CHECKS, Proof, has_transformers
 
 TARGETS = ("transformers", "open_clip", "timm", "openai", "safetensors")
@@ -105,6 +105,7 @@ def _writer(model: Any, to: str) -> tuple[str, Callable[[Any, Path], None], Chec
         ("transformers", "ViLT"): (_vilt_transformers, CHECKS["transformers", "ViLT"]),
         ("transformers", "LXMERT"): (export_regions.write, export_regions.check),
         ("transformers", "VisualBERT"): (export_regions.write, export_regions.check),
+        ("transformers", "BEiT"): (export_beit.write, export_beit.check),
         ("openai", "DVAE"): (export_dvae.write, export_dvae.check),
         ("safetensors", family): (own.write, export_own.check),
     }

@@ -36,7 +36,7 @@ def transformers_preprocessor(transform: Any, family: str) -> dict[str, Any]:
 
     Args:
         transform: an image transform with ``mode``, ``size``, ``multiple``, ``mean`` and ``std``.
-        family: "ViLT" or "CLIP".
+        family: "ViLT", "CLIP" or "BEiT", whose pictures are those of CLIP.
     """
     size = transform.size
     config: dict[str, Any] = {
@@ -47,8 +47,9 @@ def transformers_preprocessor(transform: Any, family: str) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(transform.mean),
         "image_std": list(transform.std),
-        "processor_class": f"{'Vilt' if family == 'ViLT' else 'CLIP'}Processor",
     }
+    if family != "BEiT":  # it has no texts, so no processor of both
+        config["processor_class"] = f"{'Vilt' if family == 'ViLT' else 'CLIP'}Processor"
     if transform.mode == "vilt":
         config |= {"image_processor_type": "ViltImageProcessor", "size": {"shortest_edge": size}}
         return config | {"size_divisor": transform.multiple, "do_pad": True}
@@ -139,6 +140,11 @@ from safetensors.torch import load_file
 encoder, decoder = Encoder(n_hid=256, vocab_size=8192), Decoder(n_hid=256, n_init=128, vocab_size=8192)  # as config.json says
 encoder.load_state_dict(load_file("DIR/encoder.safetensors"))
 decoder.load_state_dict(load_file("DIR/decoder.safetensors"))""",
+    ("transformers", "BEiT"): """from transformers import AutoImageProcessor, BeitForMaskedImageModeling
+
+model = BeitForMaskedImageModeling.from_pretrained("DIR")  # BeitModel where config.json says so
+image_processor = AutoImageProcessor.from_pretrained("DIR")
+# model(pixel_values, bool_masked_pos).logits are those of the codes of all patches; model.beit is the encoder""",
     ("timm", "CLIP"): """import timm
 
 model = timm.create_model("local-dir:DIR", pretrained=True)  # forward gives the image feature before it is normalised""",

@@ -24,7 +24,7 @@ def check(pretrained: Any, folder: Path, images: Sequence[Any], texts: Sequence[
     first, second = pretrained.tokenizer, opened.tokenizer
     differs = None if first is None else next((t for t in texts if first.tokenize(t).ids != second.tokenize(t).ids), None)
     compared = [compare(name, own[name], theirs.get(name, torch.zeros(0))) for name in own]
-    return Proof(compared, len(images), len(texts), differs, None, f"mmpretrain {mmpretrain.__version__}")
+    return Proof(compared, len(images), 0 if first is None else len(texts), differs, None, f"mmpretrain {mmpretrain.__version__}")
 
 
 def outputs(pretrained: Any, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
@@ -53,6 +53,8 @@ def outputs(pretrained: Any, images: Sequence[Any], texts: Sequence[str]) -> dic
                 found[f"log-odds of {name}"] = objective.score(hidden)
             elif isinstance(getattr(objective, "head", None), VocabularyHead) and hidden.text is not None:
                 found[f"logits of {name}"] = objective.head(hidden.text.x_ND)
+            elif (getattr(objective, "kind", ""), getattr(objective, "predicts", "")) == ("fused", "codes") and hidden.image is not None:
+                found[f"logits of {name}"] = objective.head(hidden.image.x_ND)
         return found
 
     return pretrained.forward(batch, read)
