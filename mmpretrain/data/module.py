@@ -23,6 +23,7 @@ from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.loaders import StepLoader, StepSampler, check_shared_draws, epoch_limit, loader_options
 from mmpretrain.data.mixture import TrainSource
 from mmpretrain.data.mixture_cursor import BatchMixtureCursor, SampleMixtureCursor
+from mmpretrain.data.neighbours import NeighbourOptions
 from mmpretrain.data.plan import Plan, spread, val_slices
 from mmpretrain.data.reader import open_reader
 from mmpretrain.data.reading import ReadingData
@@ -55,6 +56,7 @@ class ShardData(ReadingData):
         regions: which of them.
         tags: texts are pairs of a text and the names of the objects of the picture; None: texts stand alone.
         answers: what questions are answered with; None: answers are not read.
+        neighbours: which texts are alike, for hard negatives.
         seed: root of the order and of every draw.
         workers: processes that decode; None: as many as the machine allows; 0: decode in the training process.
         val_batch_size: samples of a validation batch of one rank.
@@ -87,6 +89,7 @@ class ShardData(ReadingData):
         regions: RegionOptions = RegionOptions(),  # noqa: B008  (frozen)
         tags: TagOptions | None = None,
         answers: AnswerOptions | None = None,
+        neighbours: NeighbourOptions = NeighbourOptions(),  # noqa: B008  (frozen)
         seed: int = 0,
         workers: int | None = None,
         val_batch_size: int = 64,
@@ -115,7 +118,7 @@ class ShardData(ReadingData):
         self.captions, self.text_from, self.seed, self.workers = captions, text_from, seed, workers
         self.val_batch_size, self.val_samples, self.block = val_batch_size, val_samples, block
         self.prefetch, self.timeout, self.on_bad, self.allow_data_change = prefetch, timeout, on_bad, allow_data_change
-        self.mix, self.buckets, self.tags, self.answers = mix, buckets, tags, answers
+        self.mix, self.buckets, self.tags, self.answers, self.neighbours = mix, buckets, tags, answers, neighbours
         self.open_reader = partial(open_reader, remote=remote, allow_pipe=allow_pipe)
         self.shown = Shown(show, regions).check(image)
         self.set = TrainingSet(specs_of(train), Defaults(text_from, captions, self.shown), temperature, self.open_reader)

@@ -5,7 +5,8 @@ InterBERT takes the 30 most similar captions of those below 0.5: above it they m
 pools of at most 32,768 (every so-manieth sample), so that time grows with the number of texts and memory does not: a set of several pools
 has of each text the most similar ones of its pool.
 
-The table is made once per set, in the cache folder, and mapped into memory. It is a function of the texts alone.
+The table is made once per set, in the cache folder, and mapped into memory. It is a function of the texts alone; with
+``data.neighbours.file``, of the vectors of a model (:mod:`mmpretrain.data.neighbour_vectors`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from mmpretrain.data import neighbour_vectors
 from mmpretrain.data.cache import cache_root, locked
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.function_words import is_function_word
@@ -32,13 +35,36 @@ from mmpretrain.data.told import texts
 from mmpretrain.data.units import TEXTS
 
 MOST, BELOW = 30, 0.5
-_SHIFT = 15
+_SHIFT = neighbour_vectors.SHIFT
 POOL = 1 << _SHIFT  # most texts that are compared with each other
 _VERSION = 1
 _ROWS = 256  # texts whose similarities to a pool are held at a time
 _BITS = 16  # of a similarity: so that rounding decides nothing, and that it and the number in a pool fit into 31 bits
 _SHOW_PROGRESS = 20_000  # texts
 _WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class NeighbourOptions:
+    """Which texts are alike, for hard negatives (``itm.ITM``, ``negatives: {hard: 1.0}``).
+
+    Args:
+        file: vectors of the training set, ``mmpretrain embed ... --out FILE.npz``: texts are as alike as the cosine of the vectors of their
+            samples' first captions; None: as that of their TF-IDF vectors.
+        most: neighbours of a text.
+        below: only less similar texts are neighbours; None: 0.5 with TF-IDF (InterBERT), no bound with a file.
+
+    Raises:
+        DataError: an option out of its range.
+    """
+
+    file: str | None = None
+    most: int = MOST
+    below: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.most <= 1000 or (self.below is not None and not -1 < self.below <= 2):
+            raise DataError(f"data.neighbours: most={self.most} must be from 1 to 1000, below={self.below} above -1 and at most 2")
 
 
 class TextPlace(NamedTuple):
@@ -96,38 +122,42 @@ def counts(reader: ShardReader, text_from: str, shard: int) -> np.ndarray:
     return np.sum([np.asarray(getattr(index, f"{kind}_S"), dtype=np.int64) for kind in TEXTS[text_from]], axis=0)
 
 
-def make(reader: ShardReader, text_from: str, pool: int = POOL, most: int = MOST, below: float = BELOW) -> Neighbours:
+def make(reader: ShardReader, text_from: str, options: NeighbourOptions = NeighbourOptions(), pool: int = POOL) -> Neighbours:
     """The neighbours of all texts of a set; those found before are taken from the cache.
 
     Args:
-        pool: most texts that are compared with each other, up to ``POOL``.
-        most: neighbours of a text.
-        below: only less similar texts are neighbours.
+        pool: most texts (with a file: samples) that are compared with each other, up to ``POOL``.
 
     Raises:
-        DataError: the cache folder cannot be written.
+        DataError: the cache folder cannot be written, or the file of vectors is none or of other samples.
     """
-    facts = [_VERSION, reader.fingerprint, text_from, pool, most, below]
+    file = None if options.file is None else Path(options.file).expanduser()
+    below = options.below if options.below is not None else BELOW if file is None else 2.0
+    facts = [_VERSION, reader.fingerprint, text_from, pool, options.most, below]
+    facts += [neighbour_vectors.sum_of(file)] if file is not None else []
     target = cache_root() / "neighbours" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.npy"
     with locked(str(target)):
         if not target.is_file():
             try:
-                _write(target, reader, text_from, pool, most, below)
+                _write(target, reader, text_from, min(pool, POOL), options.most, below, file)
             except OSError as error:
                 raise DataError(f"the table of similar texts cannot be written to {target} ({error}); set MMPRETRAIN_CACHE") from None
     return Neighbours(target, reader, text_from)
 
 
-def _write(target: Path, reader: ShardReader, text_from: str, pool: int, most: int, below: float) -> None:
+def _write(target: Path, reader: ShardReader, text_from: str, pool: int, most: int, below: float, file: Path | None) -> None:
     per_sample = np.concatenate([counts(reader, text_from, shard) for shard in range(len(reader.indexes))])
-    total = int(per_sample.sum())
+    total, vectors_SD = int(per_sample.sum()), None if file is None else neighbour_vectors.vectors_of(file, reader)
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(descriptor)
     try:
         table = np.lib.format.open_memmap(name, mode="w+", dtype=np.int32, shape=(total, most))
         with _progress(total) as told:
-            _fill(table, reader, text_from, per_sample, pool, below, told)
+            if vectors_SD is not None:
+                neighbour_vectors.fill(table, per_sample, vectors_SD, pool, below, told)
+            else:
+                _fill(table, reader, text_from, per_sample, pool, below, told)
         table.flush()
         del table
         os.chmod(name, 0o644)
@@ -163,7 +193,7 @@ def _fill(
     most = int(per_sample.max(initial=1))
     if most > POOL:
         raise DataError(f"a sample has {most} texts; similar texts are looked for among samples with at most {POOL}")
-    step = -(-len(per_sample) // max(1, min(pool, POOL) // most)) if len(table) > min(pool, POOL) else 1
+    step = -(-len(per_sample) // max(1, pool // most)) if len(table) > pool else 1
     for start in range(step):
         samples = [sample for sample in range(start, len(per_sample), step) if per_sample[sample]]
         bags = [bag for sample in samples for bag in _words(reader, sample, text_from, int(per_sample[sample]))]

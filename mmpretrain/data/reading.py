@@ -13,6 +13,7 @@ from mmpretrain.data.codes_info import CodesInfo
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.dataset import Source
 from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.neighbours import NeighbourOptions
 from mmpretrain.data.position import PositionedData
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.regions_info import RegionsInfo
@@ -38,6 +39,7 @@ class ReadingData(PositionedData):
     tags: TagOptions | None
     answers: AnswerOptions | None
     buckets: Buckets | None
+    neighbours: NeighbourOptions
     on_bad: str
     open_reader: Callable[[str | list[str], str], ShardReader]
     preparers: dict[str, Preparer]
@@ -161,6 +163,7 @@ class ReadingData(PositionedData):
     def source(self, name: str, reader: ShardReader, units: Units) -> Source:
         """The way from the samples of ``reader`` to examples, as the training source ``name`` or, where there is none, as pairs."""
         preparers, wanted = self.preparers_of(name)
-        alike = neighbours.make(reader, units.text_from) if "neighbours" in wanted and units.reads != "images" else None
+        wanted_alike = "neighbours" in wanted and units.reads != "images"
+        alike = neighbours.make(reader, units.text_from, self.neighbours) if wanted_alike else None
         way = (self.tokenizer, self.image, self.on_bad, name, preparers, self.region_width, self.tagger(reader), alike)
         return Source(reader, units, *way, self.codes_info.codes if self.codes_info is not None else MAX_KNOWN, self.text.dropout)

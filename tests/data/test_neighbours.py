@@ -15,7 +15,7 @@ from helpers.shards import picture, write_tar
 from mmpretrain.data import neighbours
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.function_words import is_function_word
-from mmpretrain.data.neighbours import TextPlace, similar
+from mmpretrain.data.neighbours import NeighbourOptions, TextPlace, similar
 from mmpretrain.data.reader import open_reader
 from mmpretrain.objectives.itm import ITM, KINDS
 
@@ -63,7 +63,7 @@ def listed(reader) -> tuple[list[str], list[int], list[TextPlace]]:
 def test_against_numpy(tmp_path, own_cache, most, below):
     reader = open_reader(str(write(tmp_path)), "val")
     texts, owners, places = listed(reader)
-    table, cosine = neighbours.make(reader, "captions", most=most, below=below), cosines(texts)
+    table, cosine = neighbours.make(reader, "captions", NeighbourOptions(most=most, below=below)), cosines(texts)
     owner, found_any = np.asarray(owners), 0
     for row, place in enumerate(places):
         found = table.of(place)
@@ -90,7 +90,7 @@ def test_the_same_in_every_process_and_with_threads(tmp_path, own_cache):
         torch.set_num_threads(threads)
     again = pickle.loads(pickle.dumps(first))  # noqa: S301  (our own bytes)
     assert (again.of(TextPlace(1, 3, 0)) == first.of(TextPlace(1, 3, 0))).all() and not list(first.path.parent.glob(".*"))
-    assert neighbours.make(reader, "captions", most=4).path != first.path
+    assert neighbours.make(reader, "captions", NeighbourOptions(most=4)).path != first.path
 
 
 def test_pools_bound_what_is_compared(tmp_path, own_cache):
