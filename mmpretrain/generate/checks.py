@@ -34,24 +34,36 @@ def same_codes(dalle: Pretrained, dvae: Pretrained) -> CodesInfo | None:
     """What made the codes that a transformer was trained on; None where its checkpoint does not say.
 
     Raises:
-        ValueError: the other checkpoint is no discrete autoencoder, has another number of codes, or did not make these codes.
+        ValueError: see :func:`made_codes`.
+    """
+    told = dalle.about.get("codes")
+    info = CodesInfo.from_json(told, dalle.source) if told else None
+    made_codes(dvae, dalle.model.spec.codes, info, dalle.source)
+    return info
+
+
+def made_codes(dvae: Pretrained, codes: int, info: CodesInfo | None, reader: str) -> None:
+    """
+    Args:
+        dvae: what is to decode.
+        codes: that the transformer knows.
+        info: what made the codes that it is trained on; None: not known, and not checked.
+        reader: how messages name the transformer.
+
+    Raises:
+        ValueError: ``dvae`` is no discrete autoencoder, has another number of codes, or did not make these codes.
     """
     if "coded" not in dvae.model.spec.kinds:
         kinds = ", ".join(dvae.model.spec.kinds)
         raise ValueError(f"{dvae.source}: no discrete autoencoder (dvae.yaml): this checkpoint gives {kinds} states")
-    known, own = dalle.model.spec.codes, dvae.model.spec.codes
-    if known != own:
-        raise ValueError(f"{dvae.source} has {own} codes, {dalle.source} draws from {known}: name the autoencoder that it was trained with")
-    told = dalle.about.get("codes")
-    if not told:
-        return None
-    info = CodesInfo.from_json(told, dalle.source)
-    if info.weights and info.weights != (found := digest(dvae.model.state_dict())):
+    if dvae.model.spec.codes != codes:
+        own = dvae.model.spec.codes
+        raise ValueError(f"{dvae.source} has {own} codes, {reader} draws from {codes}: name the autoencoder that it was trained with")
+    if info is not None and info.weights and info.weights != (found := digest(dvae.model.state_dict())):
         raise ValueError(
-            f"{dvae.source} did not make the codes that {dalle.source} was trained on: those are of {info.source} "
+            f"{dvae.source} did not make the codes that {reader} was trained on: those are of {info.source} "
             f"({info.weights[:12]}), these weights are {found[:12]} ({dvae.weights}); a code means something else to each"
         )
-    return info
 
 
 def same_tokenizer(dalle: Pretrained) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from mmpretrain.report.markup import Html, Pictures, join, tag
 from mmpretrain.report.panels_schema import (
     AlignmentPanel,
+    GeneratedPanel,
     Guess,
     HiddenRegion,
     Hit,
@@ -41,6 +42,10 @@ TITLES = {
         "Regions hidden from the model, and the class that it gives them. Where it is wrong, the truth and other guesses follow.",
     ),
     "reconstruction": ("Reconstructions", "Pictures, the grid of codes that each becomes, and what the decoder makes of the codes."),
+    "generated": (
+        "Generated pictures",
+        "Pictures drawn for captions of the validation set, behind the picture that the caption belongs to, through its own codes.",
+    ),
 }
 
 
@@ -53,6 +58,7 @@ def sections(panels: list[StoredPanel], pictures: Pictures) -> list[tuple[str, s
         "alignment": _alignment,
         "regions": _regions,
         "reconstruction": _reconstruction,
+        "generated": _generated,
     }
     for kind, (title, words) in TITLES.items():
         names = sorted({stored.name for stored in panels if stored.panel.kind == kind})
@@ -251,3 +257,19 @@ def _rebuilt(stored: StoredPanel, example: RebuiltExample, pictures: Pictures) -
         tag("figure", tag("div", pictures.img(stored.folder, name, label), class_="stack"), tag("figcaption", label))
         for label, name in parts
     ]
+
+
+def _generated(stored: StoredPanel, pictures: Pictures) -> Html:
+    body = stored.panel.body
+    assert isinstance(body, GeneratedPanel)
+    made = []
+    for example in body.examples:
+        named = [] if example.own is None else [("own codes", example.own)]
+        named += [(f"drawn {number}", name) for number, name in enumerate(example.images, 1)]
+        figures = [
+            tag("figure", tag("div", pictures.img(stored.folder, name, label), class_="stack"), tag("figcaption", label))
+            for label, name in named
+        ]
+        made.append(tag("article", tag("header", tag("q", example.text)), tag("div", *figures, class_="maps"), class_="query"))
+    note = f"Not chosen: the first pictures of each caption ({body.how}), the same noise at every step."
+    return join([tag("p", note, class_="note"), tag("div", *made, class_="queries")])

@@ -124,13 +124,29 @@ class ReconstructionPanel(NamedTuple):
     used: int  # different codes in these pictures
 
 
-Body = RetrievalPanel | MaskedPanel | AlignmentPanel | RegionsPanel | ReconstructionPanel
+class GeneratedExample(NamedTuple):
+    """A caption, and pictures that were drawn for it."""
+
+    text: str
+    images: tuple[str, ...]
+    own: str | None = None  # what the autoencoder makes of the codes of its own picture
+
+
+class GeneratedPanel(NamedTuple):
+    """Captions with pictures drawn for them."""
+
+    examples: tuple[GeneratedExample, ...]
+    how: str  # temperature and the like
+
+
+Body = RetrievalPanel | MaskedPanel | AlignmentPanel | RegionsPanel | ReconstructionPanel | GeneratedPanel
 KINDS: dict[str, type[Any]] = {
     "retrieval": RetrievalPanel,
     "masked": MaskedPanel,
     "alignment": AlignmentPanel,
     "regions": RegionsPanel,
     "reconstruction": ReconstructionPanel,
+    "generated": GeneratedPanel,
 }
 
 

@@ -16,12 +16,13 @@ from typing import Any
 from urllib.parse import urlparse
 
 from mmpretrain.report import curves
+from mmpretrain.report.panels_schema import KINDS
 from mmpretrain.report.run import Run
 
 DEFINITION = "wandb-report.json"
 PROJECT = "mmpretrain"
 STEP = "trainer/global_step"  # the x axis of Lightning's logger
-PICTURES = ("pictures/retrieval", "pictures/masked", "pictures/alignment", "pictures/regions", "pictures/reconstruction")
+PICTURES = tuple(f"pictures/{kind}" for kind in KINDS)
 _RUN_FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-([A-Za-z0-9]+)")
 
 

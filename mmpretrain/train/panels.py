@@ -1,4 +1,5 @@
-"""Panels people look at: retrieval galleries, masked words with the predicted ones, word-patch heat maps over the image, reconstructions.
+"""Panels people look at: retrieval galleries, masked words with the predicted ones, word-patch heat maps over the image, reconstructions,
+drawn pictures.
 
 At a validation the callback takes the first samples of the first loader, and writes ``panels/<step>/<name>.json`` with the pictures; the
 report page and W&B show them. Every rank computes (a sharded model must be entered by all), rank 0 writes. A panel that fails is
@@ -21,10 +22,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.models.dvae import pictures
 from mmpretrain.report import panels_schema as schema
 from mmpretrain.report.run import PANELS
-from mmpretrain.train import dashboard, panel_bodies, panel_codes, panel_pictures
+from mmpretrain.train import dashboard, panel_bodies, panel_codes, panel_generated, panel_pictures
 from mmpretrain.train.measure import averages
 from mmpretrain.types import Batch
 
@@ -40,12 +42,24 @@ class Panels(pl.Callback):
         samples: of the first validation batch. A fusion model scores samples x samples pairs.
         queries: retrieval queries shown each way.
         folder: the run directory; if None, ``trainer.default_root_dir`` during ``fit``, and nothing is written otherwise.
+        dvae: of a transformer over codes: the autoencoder that made them (a checkpoint, or the folder of a run), which shows pictures drawn
+            for ``queries`` captions; None: none are drawn.
+        drawn: pictures of each of these captions.
     """
 
-    def __init__(self, every: int = 1, samples: int = 12, queries: int = 6, folder: str | Path | None = None) -> None:
-        if every < 1 or samples < 2 or queries < 1:
-            raise ValueError(f"Panels: every={every} and queries={queries} must be at least 1, samples={samples} at least 2")
-        self.every, self.samples, self.queries = every, samples, queries
+    def __init__(
+        self,
+        every: int = 1,
+        samples: int = 12,
+        queries: int = 6,
+        folder: str | Path | None = None,
+        dvae: str | Path | None = None,
+        drawn: int = 4,
+    ) -> None:
+        if every < 1 or samples < 2 or queries < 1 or drawn < 1:
+            raise ValueError(f"Panels: every={every}, queries={queries} and drawn={drawn} must be at least 1, samples={samples} at least 2")
+        self.every, self.samples, self.queries, self.dvae, self.drawn = every, samples, queries, dvae, drawn
+        self._decoder: Pretrained | None = None
         self.folder = None if folder is None else Path(folder)
         self._seen = 0
         self._batch: Batch | None = None
@@ -58,6 +72,15 @@ class Panels(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Keep the rhythm of ``every`` over a resumption."""
         self._seen = int(state_dict["seen"])
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """
+        Raises:
+            ValueError: ``dvae`` cannot show what the model draws.
+        """
+        if self.dvae is not None:
+            info = getattr(getattr(trainer, "datamodule", None), "codes_info", None)
+            self._decoder = panel_generated.open_dvae(self.dvae, pl_module.root, info)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._batch = None
@@ -163,11 +186,19 @@ class Panels(pl.Callback):
         if batch.image is not None and "coded" in spec.kinds:
             rebuilt = lambda hidden: pictures(hidden.output_BCHW)
             makers["reconstruction"] = lambda: panel_codes.reconstruction(batch, shown, rebuilt, forward, store)
+        if batch.text is not None and self._decoder is not None:
+            makers["generated"] = partial(self._generated, root, batch, shown, store)
         classes = first("fused", "guess")
         if batch.regions is not None and classes is not None:
             name = _namer(pl_module.trainer)
             makers["regions"] = lambda: panel_bodies.regions(batch, shown, classes, name, forward)
         return makers
+
+    def _generated(self, root: Any, batch: Batch, shown: panel_bodies.Shown, store: Callable[[Image.Image], str]) -> schema.GeneratedPanel:
+        assert self._decoder is not None
+        rows = range(min(batch.size, self.queries))
+        texts = [text or "(no caption)" for text in panel_bodies.captions(batch, shown)[: len(rows)]]
+        return panel_generated.generated(panel_bodies.select(batch, rows), texts, root, self._decoder, self.drawn, store)
 
 
 def _picture(batch: Batch, i: int, stored: Image.Image | None, name: Callable[[int], str]) -> Image.Image:
@@ -244,6 +275,10 @@ def _keep(trainer: pl.Trainer, folder: Path, panel: schema.Panel, sources: dict[
     elif isinstance(body, schema.ReconstructionPanel):
         sheets.append(panel_codes.sheet(body, sources))
         sheets[-1].save(folder / "reconstruction.png", optimize=True)
+    elif isinstance(body, schema.GeneratedPanel):
+        for i, generated in enumerate(body.examples):
+            sheets.append(panel_generated.sheet(generated, sources))
+            sheets[-1].save(folder / f"generated-{i}.png", optimize=True)
     partial = folder / f".{panel.kind}.{os.getpid()}"
     partial.write_text(schema.dumps(panel), encoding="utf-8")
     partial.replace(folder / f"{panel.kind}.json")
