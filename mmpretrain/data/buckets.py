@@ -125,6 +125,7 @@ class Ruler:
         height_P, width_P, patches_P = made[inverse].T
         first_P, second_P = (np.ceil(row / self.options.text_bytes).astype(np.int64) for row in (rows[2], rows[6]))
         tokens_P = np.minimum(first_P + second_P + 2 + (second_P > 0), self.max_tokens) * (rows[4] >= 0)
+        tokens_P[np.asarray([one.joined for one in self.units])[source_P]] = self.max_tokens
         parts = {"image": patches_P, "text": tokens_P, "regions": rows[3], "codes": rows[5]}
         cost_P = np.maximum(sum((parts[name] for name in self.options.by), start=np.zeros(len(source_P), dtype=np.int64)), 1)
         return Shapes(height_P, width_P, tokens_P, cost_P), rows[4]

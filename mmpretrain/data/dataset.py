@@ -18,6 +18,7 @@ from mmpretrain.data.drawing import PositionDraw
 from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.feed import Feed, Item
 from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.joined import chunk
 from mmpretrain.data.neighbours import Neighbours, TextPlace
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.regions import decode_regions
@@ -25,7 +26,7 @@ from mmpretrain.data.tags import Tagger
 from mmpretrain.data.text import Tokenizer
 from mmpretrain.data.track import Order, Place, Slots
 from mmpretrain.data.units import Units
-from mmpretrain.types import Batch, Example, Preparer, Regions, Replaced, Sample, Visual
+from mmpretrain.types import Batch, Example, Preparer, Regions, Replaced, Sample, Tokens, Visual
 
 
 class Source:
@@ -151,13 +152,28 @@ class Source:
             key=sample.key,
             position=draw.position if draw.epoch >= 0 else -1,
             draw_key=draw.key,
-            text=draw.tokenize(texts[chosen], visual.tags) if chosen is not None and texts else None,
+            text=self._told(texts[chosen], visual, number, draw) if chosen is not None and texts else None,
             image=visual.image,
             matched=said.matched,
             meta={**sample.meta, **said.about},
             regions=visual.regions,
             codes=visual.codes,
         )
+
+    def _told(self, text: str, visual: Visual, number: int, draw: PositionDraw) -> Tokens:
+        """The tokens of a text beside what is shown: a pair with the tags; a chunk where texts are joined."""
+        if not self.units.joined:
+            return draw.tokenize(text, visual.tags)
+        behind = ((number + step) % self.units.samples for step in range(1, self.units.samples))
+        others = (self._first_text(*self.units.usable(other)) for other in behind)
+        return chunk(text, (found for found in others if found), draw.tokenize, self.tokenizer.max_tokens)
+
+    def _first_text(self, shard: int, place: int) -> str:
+        """Nothing where the sample cannot be read."""
+        try:
+            return next(iter(self.texts(self.reader.read_at(shard, place, False, False, False))), "")
+        except BadSample:
+            return ""
 
     def must_have(self, what: str) -> None:
         """Raise DataError where other samples cannot give ``what``, a picture or a text."""

@@ -36,6 +36,8 @@ class TrainSource:
         captions: ``sample`` or ``all``; None: as ``data.captions``.
         show: ``image``, ``regions``, ``both``, ``codes`` or ``image+codes``; None: as ``data.show``.
         regions: which regions; None: as ``data.regions``.
+        joined: of ``reads: texts``: every text is filled up with those of the samples behind it to ``data.max_tokens``, without special
+            tokens (VL-BERT).
 
     Raises:
         DataError: an option out of its range.
@@ -50,6 +52,7 @@ class TrainSource:
     captions: Literal["sample", "all"] | None = None
     show: Literal["image", "regions", "both", "codes", "image+codes"] | None = None
     regions: RegionOptions | None = None
+    joined: bool = False
 
     def __post_init__(self) -> None:
         if self.weight is not None and not (self.weight > 0 and math.isfinite(self.weight)):
@@ -62,6 +65,8 @@ class TrainSource:
             raise DataError(f"data.train: show {self.show!r} of {self.sources!r}; take one of {', '.join(SHOWS)}")
         if self.reads not in READS:
             raise DataError(f"data.train: reads {self.reads!r} of {self.sources!r}; take one of {', '.join(READS)}")
+        if self.joined and self.reads != "texts":
+            raise DataError(f"data.train: joined of {self.sources!r} is for reads: texts; a picture has texts of its own")
 
 
 def shares(specs: Mapping[str, TrainSource], sizes: Sequence[int], temperature: float = 1.0) -> tuple[float, ...]:

@@ -126,6 +126,7 @@ class TrainingSet:
             every = self.captions(name) == "all"
             left_out = self.quarantine_of(name).samples
             self._units[name] = Units(self.reader_of(name), self.text_from(name), every, self.specs[name].reads, left_out, self.shown(name))
+            self._units[name].joined = self.specs[name].joined
         return self._units[name]
 
     @property
@@ -143,7 +144,9 @@ class TrainingSet:
         pairs, or as pictures where no source reads more."""
         left_out = quarantine.of(reader).samples
         if name in self.specs:
-            return Units(reader, self.text_from(name), False, self.specs[name].reads, left_out, self.shown(name))
+            made = Units(reader, self.text_from(name), False, self.specs[name].reads, left_out, self.shown(name))
+            made.joined = self.specs[name].joined
+            return made
         reads = "images" if self.pictures_alone else "pairs"
         return Units(reader, self.defaults.text_from, reads=reads, quarantine=left_out, shown=self.defaults.shown)
 
@@ -160,6 +163,7 @@ class TrainingSet:
         for part in parts:
             kind = f"{part.units.reads}/{part.units.text_from}/{'all' if part.units.every_text else 'sample'}"
             kind += f"/{part.units.shown.show}" if part.units.reads_regions or part.units.reads_codes else ""
+            kind += "/joined" if part.units.joined else ""
             found[part.name] = {"as": kind, "shards": self.fingerprint_of(part.name)[:12], "weight": round(part.share, 6)}
             found[part.name] |= {"max_epochs": part.max_epochs} if part.max_epochs is not None else {}
             found[part.name] |= {"after": parts[part.after].name} if part.after is not None else {}

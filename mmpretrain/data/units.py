@@ -65,6 +65,7 @@ class Units:
         self.reader, self.text_from, self.reads, self.shown = reader, text_from, reads, shown
         self.every_text = every_text and reads != "images"
         self.quarantine = dict(quarantine or {})
+        self.joined = False  # texts are chunks, filled up with those of the samples behind them
         self.second: Second | None = None  # how long second texts are, for ``lengths``; set by whoever knows what is told
         self._tables: OrderedDict[int, _Table] = OrderedDict()
         counts = np.asarray([self._count(shard) for shard in range(len(reader.indexes))], dtype=np.int64).reshape(-1, 4)
