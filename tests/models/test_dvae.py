@@ -58,7 +58,7 @@ def test_training_draws_by_key_and_evaluation_takes_the_most_probable():
     torch.testing.assert_close(hard.output_BCHW, model.decoder(hard.code_BKhw), atol=1e-6, rtol=1e-5)
     model.train().temperature = 1e-3
     near = model(given).code_BKhw
-    assert near.amax(1).mean() > 0.99 and near.requires_grad
+    assert near.amax(1).mean() > 0.95 and near.requires_grad
 
 
 @pytest.mark.parametrize("sample", ["relaxed", "nearest"])
