@@ -161,6 +161,24 @@ def check_image(image: ImageTransform, info: CodesInfo | None) -> None:
         )
 
 
+def check_patches(spec: Spec | None, image: ImageTransform, info: CodesInfo | None) -> None:
+    """That a model which predicts the codes of masked patches has one code for each patch of its square pictures.
+
+    Raises:
+        DataError: naming both grids and the sizes that fit.
+    """
+    if spec is None or info is None or not spec.masks_patches or spec.patch_size is None or image.mode == "vilt":
+        return
+    side = image.size // spec.patch_size
+    if info.grid != (side, side):
+        rows, columns = info.grid
+        square = f"set data.image.size to {rows * spec.patch_size}, or " if rows == columns else ""
+        raise DataError(
+            f"data: pictures of {image.size} pixels are {side} x {side} patches of {spec.patch_size} pixels, the shards hold {rows} x "
+            f"{columns} codes of each; {square}make codes of pictures of another size ({TOOL} --size)"
+        )
+
+
 def _has(index: ShardIndex) -> bool:
     return bool(np.asarray(index.code_rows_S).any())
 

@@ -184,6 +184,7 @@ class ShardData(ReadingData):
             codes_info.check_model(getattr(model, "spec", None), self.codes_info)
             if any(part.units.reads_image and part.units.reads_codes for part in parts):
                 codes_info.check_image(self.image, self.codes_info)
+                codes_info.check_patches(getattr(model, "spec", None), self.image, self.codes_info)
             for part in parts:
                 part.units.second = self.second(part.name, part.units)
             self.feed = Feed(parts, self.mix, self.batch_size, self.seed, self.block, self.buckets, self.image, self.max_tokens)
