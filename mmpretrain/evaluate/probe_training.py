@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +39,7 @@ def fit(data: Labelled, words: Words, options: Options, source: str, report: Rep
     net.train()
     rng = torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(net.parameters(), options.rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=options.steps + 1, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=options.steps))
     order: list[int] = []
     for step in range(options.steps):
         while len(order) < options.batch:
@@ -52,6 +54,14 @@ def fit(data: Labelled, words: Words, options: Options, source: str, report: Rep
         if report is not None:
             report(step + 1, options.steps)
     return Probe(net, words, options, source)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Part of the highest rate: up in a straight line over a fifth of the steps, then down to 0 along a cosine."""
+    rising = max(1, steps // 5)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 def distorted(pixels_BCHW: Tensor, rng: torch.Generator) -> Tensor:
