@@ -147,11 +147,11 @@ class ReadingData(PositionedData):
             return None
         return tagger(self.tags, self.regions_info or regions_info.check_readers([reader]))
 
-    def preparers_of(self, name: str) -> tuple[dict[str, Preparer], set[str]]:
+    def preparers_of(self, name: str) -> tuple[dict[str, Preparer], frozenset[str]]:
         """The preparers of the objectives that read a source, and what they want beside the usual."""
         readers = self.set.objectives_of(name, self.objective_sources) if name in self.set.specs else set(self.objective_sources)
         preparers = {key: one for key, one in self.preparers.items() if key in readers or key not in self.objective_sources}
-        return preparers, {what for one in preparers.values() for what in getattr(one, "wants", ())}
+        return preparers, frozenset(what for one in preparers.values() for what in getattr(one, "wants", ()))
 
     def second(self, name: str, units: Units) -> Second | None:
         """How long the second texts of a training source are; None where its texts stand alone, or no batch goes by lengths."""
