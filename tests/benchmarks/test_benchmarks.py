@@ -51,6 +51,17 @@ def test_steps_over_regions_agree_and_are_timed(system: str, paddings: int) -> N
 
 
 @pytest.mark.slow
+def test_sparse_and_dense_attention_and_ways_to_sample_are_timed() -> None:
+    shown = run("dalle_step.py", "--tiny", "--batch", "2", "--pairs", "1", "--threads", "1", "--places", "2", MMPRETRAIN_REAL_SHARDS="")
+    difference = re.search(r"largest difference ([\d.e+-]+)", shown)
+    assert difference and float(difference[1]) < 1e-5
+    sparse, dense = (float(one) for one in re.findall(r"(?:sparse|dense) ([\d.]+) GFLOP", shown))
+    assert sparse < dense
+    for text in ("measured ratio", "of process time", "peak memory", "without a cache", "the text for each picture", "the text once"):
+        assert text in shown
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_loaders_deliver_the_same(workers: str) -> None:
     shown = run("loader.py", "--samples", "32", "--batch", "4", "--size", "32", "--passes", "1", "--workers", workers, "--decoder", "pil")
