@@ -48,7 +48,7 @@ def steps(made: Pretraining, layout: list[list[int]]) -> dict[str, torch.Tensor]
             for parameter in made.parameters():
                 if world > 1:
                     dist.all_reduce(parameter.grad)
-                parameter -= 0.05 * parameter.grad / world
+                parameter -= 1e-3 * parameter.grad / world
         found |= {f"{step}/{name}": value.clone() for name, (value, _) in made.after_step().items()}
     return {**found, **{name: t.clone() for name, t in made.model.state_dict().items()}}
 
