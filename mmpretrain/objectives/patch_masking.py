@@ -101,7 +101,7 @@ class _Blocks:
         """The masks, bool (B, most rows, most columns)."""
         size = len(self.rows)
         count, tries, open_ = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64), np.arange(size)
-        number, draws = 0, np.empty(0)
+        number, draws = 0, np.empty((0, 0, 0))
         while len(open_):
             if number % _CHUNK == 0:
                 stream = random.stream(f"{name}/patches/block/{number // _CHUNK}")

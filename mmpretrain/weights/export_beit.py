@@ -23,7 +23,8 @@ def write(pretrained: Any, folder: Path) -> None:
     """
     import transformers
 
-    model, head = pretrained.model, beit.codes_head(pretrained.objectives)
+    model = pretrained.model
+    head: Any = beit.codes_head(pretrained.objectives)
     if pretrained.image_transform.mode == "vilt":
         raise ValueError("transformers' BEiT has no transform that keeps the shape of pictures (data.image.mode=vilt)")
     config = beit.transformers_config(model, None if head is None else head.decoder.out_features)
