@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import scene_regions, tiny_dvae
+from helpers import generation, scene_regions, tiny_dvae
+from helpers.checkpoints import checkpoint
 from helpers.sources import put_all
 
 from mmpretrain.cli.main import COMMANDS
@@ -69,10 +70,14 @@ def test_commands_are_commands_of_this_program(page):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a run, a small dVAE and sources of the names that the pages use, and a few scenes in place of the embedded set."""
+    """A folder with a run, small checkpoints and sources of the names that the pages use, and a few scenes in place of the embedded set."""
     folder = tmp_path_factory.mktemp("pages")
     put_all(folder)
     tiny_dvae.make(folder / "dvae.ckpt")
+    last = {name: folder / "runs" / name / "checkpoints" / "last.ckpt" for name in ("dvae", "dalle", "clip")}
+    tiny_dvae.make(last["dvae"])
+    generation.dalle(last["dalle"], last["dvae"])
+    checkpoint(last["clip"], "clip")
     for split, n in (("train", 16), ("val", 8)):
         scene_regions.write(folder / "few" / split, n, split)
     done = run(folder, "mmpretrain fit --config vilt.yaml", MMPRETRAIN_RUN_DIR=RUN)

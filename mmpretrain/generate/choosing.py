@@ -85,7 +85,7 @@ def gumbel(keys_B: Tensor, position: int, codes: int) -> Tensor:
 
 
 def guided(cond_BK: Tensor, empty_BK: Tensor, guidance: float) -> Tensor:
-    """Logits with classifier-free guidance (Ho and Salimans, arXiv 2207.12598; on logits: Gafni et al., arXiv 2203.13131 section 3.5):
+    """Logits with classifier-free guidance (Ho and Salimans, arXiv 2207.12598; over image tokens Gafni et al., arXiv 2203.13131):
     ``empty + guidance * (cond - empty)``."""
     return empty_BK + guidance * (cond_BK - empty_BK)
 

@@ -44,7 +44,7 @@ class Piece(NamedTuple):
 
     prompts: tuple[int, ...]
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # of a tuple's methods
 
 
 def plan(prompts: int, n: int, batch: int) -> Iterator[Piece]:
