@@ -102,3 +102,27 @@ def test_refusals_are_one_line(place, words, named, capsys, tmp_path, monkeypatc
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and told.err.startswith("mmpretrain: error: ") and named in told.err, told.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_measures_of_a_set(place, tmp_path, capsys, monkeypatch):
+    from mmpretrain.data_tools import scenes
+    from mmpretrain.evaluate import probe_training
+    from mmpretrain.evaluate.probe import Options
+
+    quick = Options(side=32, samples=24, steps=4, batch=8, threshold=0.0)
+    trained = probe_training.trained
+    monkeypatch.setattr(probe_training, "trained", lambda data: trained(data, quick))
+    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("mmpretrain.generate.checks.counter", lambda model: (lambda text: 0, 24))  # their tokens are letters
+    scenes.write(tmp_path / "few", n=24, seed=3, split="val", workers=1, progress=False)
+    few = str(tmp_path / "few")
+    words = ["--measure", f"val={few}", "--probe", few, "--real", few, "--n", "2", "--limit", "5", "--rerank", str(place / "clip.ckpt")]
+    assert main(command(place, *words, "--judge", str(place / "clip.ckpt"), "--json", str(tmp_path / "out.json"))) == 0
+    told = json.loads((tmp_path / "out.json").read_text())
+    names = {row["name"] for row in told["rows"]}
+    assert {f"generation/val/{kind}/recall" for kind in ("generated", "reranked", "reconstructed", "real")} <= names
+    assert "generation/val/real/frechet_clip" in names and told["n"] == 2 and told["sampling"]["seed"] == 0
+    assert "which re-ranks too" not in told["rows"][0]["stamp"]["protocol"]  # another judge was named
+    shown = capsys.readouterr().out
+    assert "generation/val/reranked/clip_score" in shown and "5 captions, 2 pictures of each" in shown
