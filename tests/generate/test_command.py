@@ -78,7 +78,7 @@ def test_completion_keeps_rows(place, tmp_path):
         (["--prompt", "x", "--out", "grid.jpg"], "name it grid.png"),
         (["--prompt", "x", "--keep-rows", "2"], "name the picture with --image"),
         (["--prompt", "x", "--image", "{place}/none.png"], "none.png: no such image file"),
-        (["--prompt", "x", "--image", "{place}/broken.png"], "cannot"),
+        (["--prompt", "x", "--image", "{place}/broken.png"], "broken.png: the picture to begin with cannot be read"),
         (["--prompt", "x", "--image", "{place}/start.png", "--keep-rows", "4"], "keep_rows=4 must be between 1 and 3"),
         (["--prompt", "x", "--dvae", "{place}/other.ckpt"], "did not make the codes"),
         (["--prompt", "x", "--dvae", "{place}/clip.ckpt"], "no discrete autoencoder"),
