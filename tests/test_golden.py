@@ -35,7 +35,7 @@ OBJECTIVES = {"vilt": ("mlm", "itm", "wpa"), "clip": ("contrastive",), "siglip":
 # without Pixel-BERT: batch statistics of eight pictures magnify the rounding of other processors to more than 1e-5 within eight steps
 RECIPES = (
     "vilbert", "lxmert", "uniter", "villa", "visualbert", "vlbert", "unicoder-vl", "imagebert", "oscar", "oscar-plus", "interbert",
-    "ernie-vil",
+    "ernie-vil", "dalle",
 )  # fmt: skip
 # in the middle of the 20 steps, so that both phases are seen
 OPTIONS = {

@@ -38,6 +38,8 @@ MASKED = ("mlm/accuracy", "itm/accuracy", "mrc/accuracy")
 UNITER = Wanted(160, {**PAIR, "mrc": 0.1, "mrfr": 0.3}, MASKED, SOON)
 WANTED = {
     "vilt.yaml": Wanted(70, {"mlm": 1.0, "itm": 0.1}, ("mlm/accuracy", "itm/accuracy"), SOON),
+    "vilt-mim.yaml": Wanted(120, {"mlm": 1.0, "itm": 0.1, "mim": 0.3}, ("mlm/accuracy", "itm/accuracy", "mim/accuracy"), SOON),
+    "beit.yaml": Wanted(120, {"mim": 0.1}, ("mim/accuracy",), SOON),
     "clip.yaml": Wanted(80, {"contrastive": 0.05}, ("contrastive/accuracy",), RATE),
     "clip-rn50.yaml": Wanted(30, {"contrastive": 0.05}, ("contrastive/accuracy",)),
     # -10 is the best start for batches of 22,000, -ln 7 for 8 pairs
@@ -60,6 +62,8 @@ WANTED = {
     "oscar-plus.yaml": Wanted(60, {"tags": 0.1, "mlm": 0.5}, ("tags/accuracy", "mlm/accuracy"), SOON),
     "interbert.yaml": Wanted(60, {**PAIR, "mrc": 0.1}, MASKED, SOON),
     "ernie-vil.yaml": Wanted(60, {**PAIR, "mrc": 0.2, "graph": 0.5}, (*MASKED, "graph/accuracy"), SOON),
+    # which of eight captions it is can only be guessed
+    "dalle.yaml": Wanted(150, {"text": 0.8, "code": 0.1}, ("code/accuracy",), (*SOON, "--model.system.init_args.depth", "3")),
 }  # fmt: skip
 
 
