@@ -82,4 +82,4 @@ def test_clear_errors():
     few = [Told(("a", "b")), Told(("a", "b"))]
     with pytest.raises(ValueError, match="no caption that"):
         prepared(40, few)
-    assert SIP().preparer().wants == ("captions",)
+    assert SIP().preparer().wants == ("captions", "pair")
