@@ -88,8 +88,8 @@ def test_from_pictures_to_a_model_of_codes(pictures, capfd):
     assert main(["evaluate", str(run), "--out", "found.json"]) == 0
     told = {row["name"]: row for row in json.loads(Path("found.json").read_text())["rows"]}
     assert set(told) == {f"reconstruction/few/{name}" for name in ("psnr", "mse", "usage", "dead", "perplexity")}
-    psnr = told["reconstruction/few/psnr"]
-    assert psnr["stamp"]["weights"] == "ema" and psnr["stamp"]["count"] == 5 and "8 x 8 most probable of 12 codes" in psnr["stamp"]["protocol"]
+    stamp = told["reconstruction/few/psnr"]["stamp"]
+    assert stamp["weights"] == "ema" and stamp["count"] == 5 and "8 x 8 most probable of 12 codes" in stamp["protocol"]
     assert told["reconstruction/few/dead"]["value"] == 12 - 12 * told["reconstruction/few/usage"]["value"]
 
     opened = mmpretrain.load(run)
