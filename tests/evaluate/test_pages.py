@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import generation, tiny_dvae
 from helpers.checkpoints import checkpoint
 from PIL import Image
 from report.synthetic import write_run
@@ -14,7 +15,7 @@ from mmpretrain.data_tools import scenes
 
 TREE = Path(__file__).resolve().parents[2]
 RUN = Path("runs/vilt-20260101-120000")  # the run that the pages speak of
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("clip", "data", "python", "report", "scenes", "vilt"))]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("clip", "data", "generate", "python", "report", "scenes", "vilt"))]
 
 
 def blocks(page: str) -> list[str]:
@@ -57,6 +58,16 @@ def test_the_readme_runs(place: Path) -> None:
 @pytest.mark.parametrize("page", ["docs/clip.md", "docs/vilt.md"])
 def test_weights_are_mapped(place: Path, page: str) -> None:
     run_page(page)
+
+
+def test_generation_runs(place: Path) -> None:
+    last = {name: place / "runs" / name / "checkpoints" / "last.ckpt" for name in ("dvae", "dalle", "clip")}
+    tiny_dvae.make(last["dvae"])
+    generation.dalle(last["dalle"], last["dvae"])
+    checkpoint(last["clip"], "clip")
+    Image.new("RGB", (80, 64), (200, 30, 30)).save(place / "half.png")
+    run_page("docs/generate.md")
+    assert Image.open(place / "best.png").size == (16, 16)
 
 
 def test_the_report_runs(place: Path) -> None:
