@@ -113,16 +113,18 @@ def _ratio(above_IP: np.ndarray, below_IP: np.ndarray, owner_I: np.ndarray) -> M
 def _beside(found: Sequence[Sequence[Placed]], owner: Sequence[int], prompts: Sequence[Claims]) -> dict[str, Measured]:
     """Claims of left and right."""
     claims = [(number, claim) for number, prompt in enumerate(prompts) for claim in prompt.beside]
-    own, other = np.zeros(3), np.zeros(3)  # claims, of which both things are shown, of which it holds
+    own, other = [0, 0, 0], [0, 0, 0]  # claims, of which both things are shown, of which it holds
     for things, mine in zip(found, owner, strict=True):
         for number, claim in claims:
-            both = shown(claim, things)
-            (own if number == mine else other)[:] += (1, both, both and holds(claim, things))
+            both, counts = shown(claim, things), own if number == mine else other
+            counts[0] += 1
+            counts[1] += both
+            counts[2] += both and holds(claim, things)
     made = {}
     if own[0]:
-        made["beside"] = Measured(own[2] / own[0], other[2] / other[0] if other[0] else None, int(own[0]))
+        made["beside"] = Measured(own[2] / own[0], other[2] / other[0] if other[0] else None, own[0])
     if own[1]:
-        made["beside_if_shown"] = Measured(own[2] / own[1], other[2] / other[1] if other[1] else None, int(own[1]))
+        made["beside_if_shown"] = Measured(own[2] / own[1], other[2] / other[1] if other[1] else None, own[1])
     return made
 
 
