@@ -175,11 +175,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     text = pattern.text
     if pattern.kind == "full" or q.shape[2] == text:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    first = [x[:, :, :text] for x in (q, k, v)]
-    image = [x[:, :, text:] for x in (q, k, v)]
+    k_text, v_text = k[:, :, :text], v[:, :, :text]
     look = _column if pattern.kind == "column" else _banded
-    said = F.scaled_dot_product_attention(*first, is_causal=True)
-    return torch.cat([said, look(image[0] * q.shape[-1] ** -0.5, image[1], image[2], first[1], first[2], pattern)], dim=2)
+    told = F.scaled_dot_product_attention(q[:, :, :text], k_text, v_text, is_causal=True)
+    seen = look(q[:, :, text:] * q.shape[-1] ** -0.5, k[:, :, text:], v[:, :, text:], k_text, v_text, pattern)
+    return torch.cat([told, seen], dim=2)
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, k_text: Tensor, v_text: Tensor, pattern: Pattern) -> Tensor:

@@ -59,7 +59,7 @@ class EvaluatedModule(pl.LightningModule):
             for name, value in values.items():
                 self.log(f"{prefix}/{name}", value, rank_zero_only=False, sync_dist=False)
             if prefix == "val" and values and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-                self.lr_schedulers().validated(values["loss"])  # type: ignore[union-attr]  # a StepScheduler
+                self.lr_schedulers().validated(values["loss"])
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Losses (``val/loss`` is their weighted sum, as in training) and metrics of all objectives; means are exact over batches and
