@@ -87,28 +87,47 @@ def write(done: Sequence[Job], out: Path, notes: Sequence[str], own: Sequence[st
     console = Console()
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
-    console.print(table(made))
+    for table in tables(made, console.width):
+        console.print(table)
     for name in files:
         console.print(str(out / name), soft_wrap=True, highlight=False, markup=False)
     return made
 
 
-def table(made: Comparison) -> Table:
-    """The headline measurements and the facts."""
+def tables(made: Comparison, width: int) -> list[Table]:
+    """The headline measurements and the facts, in as many tables as it takes for the systems to fit in a line of ``width`` characters."""
+    rows = [_row(made, line) for line in made.lines if line.headline]
+    facts = [(fact, "", [comparison.shown(found.get(system), False) for system in made.systems]) for fact, found in made.facts.items()]
+    left = 8 + max(len(name) + len(chance) for name, chance, _ in [*rows, *facts, ("measurement", "", [])])
+    places = [max(len(system), *(len(cells[i]) for _, _, cells in [*rows, *facts])) + 3 for i, system in enumerate(made.systems)]
+    groups: list[list[int]] = [[]]
+    for i, size in enumerate(places):
+        if groups[-1] and left + sum(places[j] for j in groups[-1]) + size > width:
+            groups.append([])
+        groups[-1].append(i)
+    return [_table(made, rows, facts, group) for group in groups]
+
+
+Row = tuple[str, str, list[str]]  # name, chance, one cell for each system
+
+
+def _row(made: Comparison, line: comparison.Line) -> Row:
+    chance = "" if line.chance is None else comparison.number(line.chance, line.share)
+    cells = [comparison.shown(line.systems.get(system), line.share) for system in made.systems]
+    return f"{line.name}{' ≠' if line.unlike else ''}", chance, cells
+
+
+def _table(made: Comparison, rows: Sequence[Row], facts: Sequence[Row], group: Sequence[int]) -> Table:
     from rich.table import Table
 
     title = f"Comparison, seeds {', '.join(map(str, made.seeds))}"
-    shown = Table("measurement", "chance", *made.systems, title=title, title_justify="left")
-    for column in shown.columns[1:]:
+    found = Table("measurement", "chance", *(made.systems[i] for i in group), title=title, title_justify="left")
+    for column in found.columns[1:]:
         column.justify = "right"
-    for line in made.lines:
-        if line.headline:
-            best = comparison.leader(line)
-            cells = [comparison.shown(line.systems.get(system), line.share) for system in made.systems]
-            cells = [f"[bold]{cell}[/bold]" if system == best else cell for system, cell in zip(made.systems, cells, strict=True)]
-            chance = "" if line.chance is None else comparison.number(line.chance, line.share)
-            shown.add_row(f"{line.name}{' ≠' if line.unlike else ''}", chance, *cells)
-    shown.add_section()
-    for fact, found in made.facts.items():
-        shown.add_row(fact, "", *[comparison.shown(found.get(system), False) for system in made.systems])
-    return shown
+    leaders = [comparison.leader(line) for line in made.lines if line.headline]
+    for (name, chance, cells), best in zip(rows, leaders, strict=True):
+        found.add_row(name, chance, *(f"[bold]{cells[i]}[/bold]" if made.systems[i] == best else cells[i] for i in group))
+    found.add_section()
+    for name, chance, cells in facts:
+        found.add_row(name, chance, *(cells[i] for i in group))
+    return found

@@ -16,6 +16,14 @@ def colour(place: int) -> str:
     return f"var(--c{place % len(COLOURS)},{COLOURS[place % len(COLOURS)]})"
 
 
+def _mark(place: int, told: Html | None, x: float, y: float) -> Html:
+    """The mean of the system at that place: a dot, or a square where the colours have come round."""
+    style = f"fill:{colour(place)}"
+    if place < len(COLOURS):
+        return tag("circle", told, cx=f"{x:.1f}", cy=f"{y:.1f}", r=5, style=style)
+    return tag("rect", told, x=f"{x - 4.5:.1f}", y=f"{y - 4.5:.1f}", width=9, height=9, style=style)
+
+
 def plot(made: Comparison) -> Html:
     """Every headline measurement with a lane for each system: a dot for the mean, a bar for the spread, a ring for each seed, a dashed line
     for chance."""
@@ -33,7 +41,7 @@ def plot(made: Comparison) -> Html:
             parts.append(tag("line", told, style="stroke:var(--soft,#6b6f76);stroke-width:1.5;stroke-dasharray:3 3", **ends))
         for i, system in enumerate(made.systems):
             if system in line.systems:
-                parts.append(_lane(line.systems[system], f"{system}, {line.name}", y + LANE * (i + 0.5), colour(i), place))
+                parts.append(_lane(line.systems[system], f"{system}, {line.name}", y + LANE * (i + 0.5), i, place))
         y += tall + GAP
     grid = [_axis(place(share / 100), top - 4, y - GAP + 4, f"{share} %") for share in (0, 25, 50, 75, 100)]
     height = y - GAP + FOOT
@@ -52,15 +60,15 @@ def _axis(x: float, top: float, bottom: float, told: str) -> Html:
     return join([tag("line", style="stroke:var(--line,#d8dade)", **ends), words])
 
 
-def _lane(values: Values, told: str, y: float, paint: str, place: Callable[[float], float]) -> Html:
-    x = place(values.mean)
+def _lane(values: Values, told: str, y: float, which: int, place: Callable[[float], float]) -> Html:
+    x, paint = place(values.mean), colour(which)
     ring = {"r": 3.2, "style": f"fill:none;stroke:{paint};stroke-width:1.2"}
     said = lambda seed, value: tag("title", f"{told}, seed {seed}: {number(value, True)}")
     rings = [tag("circle", said(seed, v), cx=f"{place(v):.1f}", cy=f"{y:.1f}", **ring) for seed, v in values.by_seed.items()]
     spread = values.spread or 0.0
     low, high = place(max(values.mean - spread, 0)), place(min(values.mean + spread, 1))
     bar = tag("line", x1=f"{low:.1f}", x2=f"{high:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}", style=f"stroke:{paint};stroke-width:3;opacity:0.5")
-    dot = tag("circle", tag("title", f"{told}: {shown(values, True)}"), cx=f"{x:.1f}", cy=f"{y:.1f}", r=5, style=f"fill:{paint}")
+    dot = _mark(which, tag("title", f"{told}: {shown(values, True)}"), x, y)
     end = max(high, *(place(v) for v in values.by_seed.values()))
     words = tag("text", number(values.mean, True), x=f"{end + 9:.1f}", y=f"{y + 4:.1f}", style=_words("start", "--soft,#6b6f76"))
     return tag("g", bar, *rings, dot, words)
@@ -74,7 +82,7 @@ def _legend(systems: Sequence[str]) -> Html:
     parts = []
     for i, system in enumerate(systems):
         x, y = LABEL + (WIDTH - LABEL) / 6 * (i % 6), TOP + 22 * (i // 6)
-        parts += [tag("circle", cx=f"{x:.1f}", cy=y, r=5, style=f"fill:{colour(i)}")]
+        parts += [_mark(i, None, x, y)]
         parts += [tag("text", system, x=f"{x + 10:.1f}", y=y + 4, style=_words("start", "--ink,#1c1e21"))]
     return tag("g", *parts)
 

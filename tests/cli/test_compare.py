@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from mmpretrain.cli import compare, compare_alike, compare_plan, compare_result,
 from mmpretrain.cli.errors import UserError
 from mmpretrain.cli.main import main
 from mmpretrain.data_tools import scenes
+from mmpretrain.report import comparison
 from mmpretrain.report.run import Series
 
 
@@ -148,6 +150,27 @@ def test_a_line_names_the_few() -> None:
     values = {"a": 1, "b": 2, "c": 1, "d": 1, "e": 3, "f": 1}
     assert compare_plan.Difference("data.x", values).shown() == "data.x: 2 (b); 3 (e); 1 (the others)"
     assert compare_plan.Difference("data.x", {"a": 1, "b": 2, "c": 1}).shown() == "data.x: 1 (a, c); 2 (b)"
+
+
+def test_many_systems_come_in_tables_that_fit() -> None:
+    from rich.console import Console
+
+    names = [f"system-{i}" for i in range(9)]
+    rows = lambda value: (
+        {"name": "retrieval/few/i2t_R@1", "value": value, "chance": 0.1, "stamp": {"data": "d", "protocol": "p", "count": 9}},
+    )
+    outcomes = [comparison.Outcome(name, 0, rows(0.1 * i), {"parameters": 1e6 + i}, "x") for i, name in enumerate(names)]
+    made = comparison.compare(outcomes, names)
+    for width, count in ((400, 1), (100, 2), (20, 9)):
+        found = compare_result.tables(made, width)
+        assert len(found) == count
+        assert [str(column.header) for table in found for column in table.columns if str(column.header) in names] == names
+    console = Console(width=100, record=True, file=io.StringIO())
+    for table in compare_result.tables(made, 100):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 100 and text.count("retrieval/few/i2t_R@1") == 2
+    assert [f"{10 * i}.0 %" in text for i in range(9)] == [True] * 9
 
 
 SMALL = ["--data.workers", "0", "--data.text.vocab_size", "200", "--loggers", "[]", "--measure.samples", "4", "--panels.samples", "2"]

@@ -101,3 +101,15 @@ def test_the_page_is_one_file(made: Comparison) -> None:
     assert [chart["title"] for chart in charts] == ["mlm few: accuracy, with image"]  # what one system alone has is no comparison
     assert [part["name"] for part in charts[0]["lines"]] == ["a", "b"]
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", page)
+
+
+def test_more_systems_than_colours_are_told_apart() -> None:
+    names = [f"s{i}" for i in range(11)]
+    many = compare([outcome(name, 0, r1=0.05 * i) for i, name in enumerate(names)], names)
+    svg = xml.dom.minidom.parseString(comparison_plot.drawing(many)).documentElement
+    squares = [node for node in svg.getElementsByTagName("rect") if node.getElementsByTagName("title")]
+    assert [node.getElementsByTagName("title")[0].firstChild.data.split(",")[0] for node in squares] == names[8:]
+    marks = [
+        (node.tagName, node.getAttribute("style")) for node in [*svg.getElementsByTagName("circle"), *svg.getElementsByTagName("rect")]
+    ]
+    assert len({one for one in marks if one[1].startswith("fill:var(--c")}) == 11

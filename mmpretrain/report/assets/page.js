@@ -33,6 +33,7 @@
   }
 
   // Curves.
+  const paint = (i) => `c${i % COLOURS}${i < COLOURS ? "" : " again"}`;  // a second round of colours is dashed
   const COLOURS = 8, NS = "http://www.w3.org/2000/svg", HEIGHT = 190, PAD = { left: 52, right: 12, top: 10, bottom: 24 };
   const state = { smooth: 0.8, log: false, clock: false, hover: null };
   const make = (parent, name, attributes, text) => {
@@ -97,7 +98,7 @@
     box.append(view.legend);
     view.items = chart.lines.map((line, i) => {
       const item = document.createElement("li"), name = document.createElement("span"), value = document.createElement("b");
-      item.className = "c" + (i % COLOURS);
+      item.className = paint(i);
       name.textContent = line.name;
       item.append(name, value);
       view.legend.append(item);
@@ -169,7 +170,7 @@
     const plot = make(view.svg, "g", { "clip-path": `url(#${clip})` });
     view.lines.forEach((set, i) => {
       if (!set.few && state.smooth > 0) make(plot, "path", { d: path(set, set.raw), class: `raw c${i % COLOURS}` });
-      make(plot, "path", { d: path(set, set.y), class: `line c${i % COLOURS}` });
+      make(plot, "path", { d: path(set, set.y), class: `line ${paint(i)}` });
       if (set.few) set.y.forEach((v, k) => v !== null && set.x[k] !== null && (!state.log || v > 0) && make(plot, "circle", { cx: X(set.x[k]), cy: Y(v), r: 2.5, class: `dot c${i % COLOURS}` }));
     });
     view.over = make(view.svg, "g", {});
