@@ -206,7 +206,8 @@ def _show(found: Sequence[Generated], out: Path, seconds: float, generator: Gene
     from rich.console import Console
     from rich.table import Table
 
-    ranked = generator.scorer is not None
+    judge: Any = getattr(generator.scorer, "pretrained", None)
+    ranked = judge is not None
     table = Table("prompt", "pictures", *(("best", "median", "worst") if ranked else ()), title="Generated")
     for one in found:
         scores = [] if one.ranking is None else [one.ranking.scores_N.max(), one.ranking.scores_N.median(), one.ranking.scores_N.min()]
@@ -216,7 +217,7 @@ def _show(found: Sequence[Generated], out: Path, seconds: float, generator: Gene
     pictures = sum(len(one.codes_Nhw) for one in found)
     console.print(f"{pictures} pictures in {seconds:.1f} s: {out}", highlight=False, soft_wrap=True)
     if ranked:
-        console.print(f"[dim]scores are cosines by {generator.scorer.pretrained.source}, best first on the sheet[/dim]", soft_wrap=True)
+        console.print(f"[dim]scores are cosines by {judge.source}, best first on the sheet[/dim]", soft_wrap=True)
 
 
 # ---------------------------------------------------------------- measures

@@ -95,17 +95,17 @@ def loss_of(maps: Maps, things: list[tuple[Placed, ...]], words: Words) -> Tenso
             wanted.append((x - int(x), y - int(y), words.colours.index(colour), words.shapes.index(shape)))
     if not rows:
         return -(maps.centre_BHW.sigmoid() ** 2 * F.logsigmoid(-maps.centre_BHW)).sum()
-    b, y, x = (torch.tensor(values) for values in zip(*rows))
+    picture_T, row_T, column_T = torch.tensor(rows).T
     at_BHW = torch.zeros_like(near_BHW, dtype=torch.bool)
-    at_BHW[b, y, x] = True
+    at_BHW[picture_T, row_T, column_T] = True
     share_BHW = maps.centre_BHW.sigmoid()
     hit = (1 - share_BHW) ** 2 * F.logsigmoid(maps.centre_BHW)
     miss = (1 - near_BHW) ** 4 * share_BHW**2 * F.logsigmoid(-maps.centre_BHW)
     centre = -torch.where(at_BHW, hit, miss).sum() / len(rows)
     place_T2 = torch.tensor([one[:2] for one in wanted])
     colour_T, shape_T = (torch.tensor([one[part] for one in wanted]) for part in (2, 3))
-    place = (maps.place_B2HW[b, :, y, x] - place_T2).abs().sum(1).mean()
-    return centre + place + F.cross_entropy(maps.colour_BCHW[b, :, y, x], colour_T) + F.cross_entropy(maps.shape_BCHW[b, :, y, x], shape_T)
+    place = (maps.place_B2HW[picture_T, :, row_T, column_T] - place_T2).abs().sum(1).mean()
+    return centre + place + F.cross_entropy(maps.colour_BCHW[picture_T, :, row_T, column_T], colour_T) + F.cross_entropy(maps.shape_BCHW[picture_T, :, row_T, column_T], shape_T)
 
 
 def words_of(data: Labelled) -> Words:

@@ -194,7 +194,11 @@ class Generator:
         if self.info is not None and self.info.transform:
             transform = ImageTransform.from_dict(dict(self.info.transform))
         pixels = unit_pixels(self.dvae.pixels([transform(picture_of(image)) for image in images]))
-        ids_nhw = self.dvae.run(lambda model, _: model.encode(pixels)).cpu()
+
+        def run(model: Any, _: Mapping[str, Any]) -> Tensor:
+            return model.encode(pixels).cpu()
+
+        ids_nhw = self.dvae.run(run)
         if tuple(ids_nhw.shape[1:]) != tuple(self.grid):
             found, wanted = (" x ".join(map(str, grid)) for grid in (ids_nhw.shape[1:], self.grid))
             raise ValueError(f"{self.dvae.source}: it makes a grid of {found} codes of a picture, {self.dalle.source} reads {wanted}")
@@ -204,8 +208,11 @@ class Generator:
         """The pictures of codes: uint8 (N, 3, H, W)."""
         side = self.dvae.model.spec.patch_size or 1
         chunk = max(1, DECODED // max(1, side * side * codes_Nhw.shape[1] * codes_Nhw.shape[2]))
-        parts = [self.dvae.run(lambda model, _, part=part: model.decode(part.to(self.dvae.device))) for part in codes_Nhw.split(chunk)]
-        return torch.cat([as_bytes(part) for part in parts])
+
+        def run(model: Any, _: Mapping[str, Any]) -> Tensor:
+            return torch.cat([as_bytes(model.decode(part.to(self.dvae.device))) for part in codes_Nhw.split(chunk)])
+
+        return self.dvae.run(run)
 
 
 def occurrences_of(prompts: Sequence[str]) -> list[int]:

@@ -86,8 +86,10 @@ def generated(
 
 
 def _stored(dvae: Pretrained, codes_Nhw: Tensor, store: Callable[[Image.Image], str]) -> list[str]:
-    pixels_NCHW = dvae.run(lambda model, _: model.decode(codes_Nhw))
-    return [store(shrunk(image_of(picture))) for picture in as_bytes(pixels_NCHW)]
+    def run(model: Any, _: Mapping[str, Any]) -> Tensor:
+        return as_bytes(model.decode(codes_Nhw))
+
+    return [store(shrunk(image_of(picture))) for picture in dvae.run(run)]
 
 
 def sheet(example: GeneratedExample, sources: dict[str, Image.Image]) -> Image.Image:
