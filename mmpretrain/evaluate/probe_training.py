@@ -105,7 +105,8 @@ def loss_of(maps: Maps, things: list[tuple[Placed, ...]], words: Words) -> Tenso
     place_T2 = torch.tensor([one[:2] for one in wanted])
     colour_T, shape_T = (torch.tensor([one[part] for one in wanted]) for part in (2, 3))
     place = (maps.place_B2HW[picture_T, :, row_T, column_T] - place_T2).abs().sum(1).mean()
-    return centre + place + F.cross_entropy(maps.colour_BCHW[picture_T, :, row_T, column_T], colour_T) + F.cross_entropy(maps.shape_BCHW[picture_T, :, row_T, column_T], shape_T)
+    colour_TC, shape_TC = (logits[picture_T, :, row_T, column_T] for logits in (maps.colour_BCHW, maps.shape_BCHW))
+    return centre + place + F.cross_entropy(colour_TC, colour_T) + F.cross_entropy(shape_TC, shape_T)
 
 
 def words_of(data: Labelled) -> Words:
