@@ -138,7 +138,7 @@ def step(args: argparse.Namespace, sides: Callable[[str], Contender], batch: Bat
     memory = peak_memory(__file__, arguments, "sparse"), peak_memory(__file__, arguments, "full")
     tokens = args.text + args.grid**2
     print(
-        f"A step, width {args.width}, {args.depth} layers, {tokens} tokens, batch {args.batch}, captions of {source}, {args.threads} threads"
+        f"A step, width {args.width}, depth {args.depth}, {tokens} tokens, batch {args.batch}, captions of {source}, {args.threads} threads"
     )
     print(f"  arithmetic: sparse {flops[0] / 1e9:.1f} GFLOP, dense {flops[1] / 1e9:.1f} GFLOP (all pairs, also those after a token)")
     for name, seconds in (("sparse", result.ours), ("dense", result.theirs)):

@@ -126,7 +126,8 @@ def from_published(layout: Layout, model: nn.Module, state: Mapping[str, Tensor]
     own = parts.pop("model")
     if "mrfr" in parts:
         parts["mrfr"].pop("weight", None)
-    if model.spec.token_table is None:
+    spec: Any = model.spec
+    if spec.token_table is None:
         return Imported(own, parts, found.leftover, None)
     table = next(name for name, parameter in model.named_parameters() if parameter is words_of(model))
     if "mlm" in parts and torch.equal(parts["mlm"].get("decoder.weight", own[table]), own[table]):

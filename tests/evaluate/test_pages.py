@@ -15,7 +15,7 @@ from mmpretrain.data_tools import scenes
 
 TREE = Path(__file__).resolve().parents[2]
 RUN = Path("runs/vilt-20260101-120000")  # the run that the pages speak of
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("clip", "data", "generate", "python", "report", "scenes", "vilt"))]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("beit", "clip", "data", "generate", "python", "report", "scenes", "vilt"))]
 
 
 def blocks(page: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_the_readme_runs(place: Path) -> None:
     run_page("README.md")
 
 
-@pytest.mark.parametrize("page", ["docs/clip.md", "docs/vilt.md"])
+@pytest.mark.parametrize("page", ["docs/beit.md", "docs/clip.md", "docs/vilt.md"])
 def test_weights_are_mapped(place: Path, page: str) -> None:
     run_page(page)
 

@@ -109,8 +109,7 @@ def test_one_fate_for_all_pieces_of_a_word():
         alike, n = (masked[:, 0] == masked[:, 1]).sum(), len(masked)
         assert within_four_sigma(int(alike), n, 0.68) if action == "piece" else alike == n
         assert within_four_sigma(int(masked[:, 0].sum()), n, 0.8)
-        drawn = ~masked.any(1) & ~same.any(1)
-        pairs = now[target.rows_R].view(-1, 2)[drawn]
+        pairs = now[target.rows_R].view(-1, 2)[~masked.any(1) & ~same.any(1)]
         assert (pairs[:, 0] != pairs[:, 1]).float().mean() > 0.9  # another token for each piece
         assert within_four_sigma(int(same.all(1).sum()), n, 0.1 if action == "word" else 0.01)
     with pytest.raises(ValueError, match="unit is not piece"):

@@ -225,7 +225,7 @@ def known(classes: int, background: int | None = None, attributes: int = 0):
 
 def test_classes_that_the_recipe_leaves_to_the_data():
     objective = MRC("argmax", masker=HALF)
-    with pytest.raises(ValueError, match="mrc: the data do not say how many classes there are .*; set `classes`"):
+    with pytest.raises(ValueError, match=r"mrc: the data do not say how many classes there are .*; set `classes`"):
         objective.bind(region_spec(), None)
     with pytest.raises(ValueError, match="set `classes`"):
         objective.bind(region_spec(), VOCABULARY)
