@@ -1,4 +1,4 @@
-"""A small DALL-E over two gloo processes equals one process with the same global batch: losses, perplexities, parameters, the rate's drops."""
+"""A small DALL-E over two gloo processes equals one with the same global batch: losses, perplexities, parameters, drops of the rate."""
 
 from __future__ import annotations
 
