@@ -231,6 +231,8 @@ def _measure(options: argparse.Namespace) -> int:
 
     if options.prompt or options.prompts or options.image or options.keep_rows or options.out or options.save_images:
         raise UserError("--measure takes its prompts from the captions of a set: leave out --prompt, --image, --out and the like")
+    if options.features is not None and options.inception is None:
+        raise UserError("--features holds features of real pictures by an Inception: name its weights with --inception")
     generator = _generator(options)
     (data,) = named_sets([options.measure], generator.dalle)
     judges = _judges(options, generator)
@@ -255,8 +257,6 @@ def _judges(options: argparse.Namespace, generator: Generator) -> Any:
     from mmpretrain.generate.measure import Judges
     from mmpretrain.generate.rerank import ClipScorer
 
-    if options.features is not None and options.inception is None:
-        raise UserError("--features holds features of real pictures by an Inception: name its weights with --inception")
     clip = getattr(generator.scorer, "pretrained", None)
     if options.judge is not None:
         clip = ClipScorer(mmpretrain.load(checkpoint(options.judge), options.weights, device=_device(options.device))).pretrained
