@@ -112,7 +112,8 @@ def test_layouts_are_named_from_a_list(alone: None, capfd: pytest.CaptureFixture
     (transform,) = prepare("fit", [*FLAGS, "--model.transforms", named.replace("LAYOUT", "ernie-vil")]).model.transforms
     assert (transform.path, transform.layout) == ("model.pth", "ernie-vil")
     assert main(["fit", *FLAGS, "--model.transforms", named.replace("LAYOUT", "bert")]) == 2
-    error = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("INFO: ")]  # of a logger that another test has raised
+    told = capfd.readouterr().err.splitlines()
+    error = [line for line in told if not line.startswith("INFO: ")]  # another test may have raised a logger
     assert len(error) == 1 and "layout" in error[0]
 
 
