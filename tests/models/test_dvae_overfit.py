@@ -28,7 +28,7 @@ def eight() -> Pixels:
 
 @pytest.mark.parametrize(
     ("sample", "beta"),
-    [("relaxed", 0.1), pytest.param("straight_through", 0.05, marks=pytest.mark.slow), pytest.param("nearest", 0.0, marks=pytest.mark.slow)],
+    [("relaxed", 0.1), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("straight_through", 0.05), ("nearest", 0.0)))],
 )
 def test_eight_pictures_are_rebuilt_from_their_codes(sample, beta):
     torch.manual_seed(0)
