@@ -19,7 +19,7 @@ import pytest
 from helpers.shards import encoded, picture, sample, write_shards, write_tar
 from PIL import Image
 
-data = pytest.importorskip("open_clip_train.data")
+data = pytest.importorskip("open_clip_train.data")  # with open-clip-torch; reads tables by pandas
 
 
 @pytest.fixture(autouse=True)
