@@ -225,10 +225,11 @@ class Codebook(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Vectors from N(0, 1), each as if one state had taken it."""
+        """Vectors from N(0, 1) that nothing has taken: the first step puts each at the mean of the states that take it, and restarts the
+        others."""
         nn.init.normal_(self.vectors_KD)
-        self.count_K.fill_(1.0)
-        self.total_KD.copy_(self.vectors_KD)
+        self.count_K.zero_()
+        self.total_KD.zero_()
 
     def logits(self, z_BDhw: Tensor) -> Tensor:
         """Minus the squared distance to each vector, (B, K, h, w), without gradient."""

@@ -94,13 +94,14 @@ def test_nearest_vectors():
 
 def test_moving_averages_are_those_of_numpy():
     rng, book = np.random.default_rng(0), Codebook(5, 3, decay=0.9)
-    count, total, vectors = np.ones(5), book.vectors_KD.numpy().copy().astype(np.float64), book.vectors_KD.numpy().copy()
+    count, total, vectors = np.zeros(5), np.zeros((5, 3)), book.vectors_KD.numpy().copy()
     for step in range(6):
         n = rng.integers(0, 4, 5) * (np.arange(5) != step % 5)
         sums = rng.standard_normal((5, 3)) * n[:, None]
         book.update(torch.tensor(n, dtype=torch.float32), torch.tensor(sums, dtype=torch.float32))
         count, total = 0.9 * count + 0.1 * n, 0.9 * total + 0.1 * sums
-        vectors = total / count[:, None]
+        taken = count > 0
+        vectors[taken] = total[taken] / count[taken, None]
     np.testing.assert_allclose(book.vectors_KD, vectors, rtol=1e-5)
     np.testing.assert_allclose(book.count_K, count, rtol=1e-5)
 
