@@ -260,7 +260,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def restart(self, states_KD: Tensor, below: float) -> None:
         """Put every vector that fewer than ``below`` states a step took, on average, where a state is (random restarts, Dhariwal et al.
-        2020, arXiv 2005.00341).
+        2020, arXiv 2005.00341), as if so many had taken it.
 
         Args:
             states_KD: for each vector a state of the step, drawn alike on every rank.
@@ -268,5 +268,5 @@ class Codebook(nn.Module):
         """
         dead_K1 = ((self.count_K < below) & torch.isfinite(states_KD).all(1))[:, None]
         self.vectors_KD.copy_(torch.where(dead_K1, states_KD.to(self.vectors_KD), self.vectors_KD))
-        self.total_KD.copy_(torch.where(dead_K1, self.vectors_KD, self.total_KD))
-        self.count_K.copy_(torch.where(dead_K1[:, 0], torch.ones_like(self.count_K), self.count_K))
+        self.total_KD.copy_(torch.where(dead_K1, below * self.vectors_KD, self.total_KD))
+        self.count_K.copy_(torch.where(dead_K1[:, 0], torch.full_like(self.count_K, below), self.count_K))
