@@ -223,6 +223,7 @@ class Spec(NamedTuple):
     pooled_width: int | None = None  # of the pooled state; None: ``width``
     pooled_dropout: float = 0.0  # that heads on the pooled state put before their linear layer
     feature_width: int | None = None  # F of the regions that the model takes
+    computes_features: bool = False  # of boxes, from pixels: those that are given are not read
     feature_projection: torch.nn.Linear | None = None  # F -> width, to which UNITER ties the head of feature regression
     std: float = 0.02  # of the normal initialisation of heads
     alone: bool = True  # whether forward takes text without an image and an image without text, too

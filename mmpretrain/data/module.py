@@ -178,9 +178,11 @@ class ShardData(ReadingData):
         if stage in (None, "fit") and self.feed is None:
             parts = self.set.parts()
             self.regions_info = regions_info.check_readers([*(part.units.reader for part in parts), *self.val_readers.values()])
-            self.region_width = regions_info.feature_width(part.units for part in parts)
+            width = regions_info.feature_width(part.units for part in parts)
+            self.region_width = width.values if width is not None else None
             model = getattr(getattr(getattr(self.trainer, "lightning_module", None), "root", None), "model", None)
-            regions_info.check_model(getattr(model, "spec", None), self.region_width)
+            pictures = all(part.units.reads_image for part in parts if part.units.reads_regions)
+            regions_info.check_model(getattr(model, "spec", None), width, pictures)
             codes_info.check_model(getattr(model, "spec", None), self.codes_info)
             if any(part.units.reads_image and part.units.reads_codes for part in parts):
                 codes_info.check_image(self.image, self.codes_info)

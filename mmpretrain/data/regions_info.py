@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mmpretrain.data import made_by
 from mmpretrain.data.cache import write_atomic
-from mmpretrain.data.errors import BadSample, DataError
+from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.regions import region_counts
 from mmpretrain.data.units import Units
@@ -31,6 +31,13 @@ class Group(NamedTuple):
     name: str
     start: int
     stop: int
+
+
+class Width(NamedTuple):
+    """Values of a region's feature, and where that was seen."""
+
+    values: int
+    place: str  # shard and key
 
 
 class RegionsInfo(NamedTuple):
@@ -113,44 +120,57 @@ def check_readers(readers: Iterable[ShardReader]) -> RegionsInfo | None:
     return _one(made_by.beside(readers, NAME, RegionsInfo.from_json, lambda index: bool(index.regions_S.any())))
 
 
-def feature_width(sets: Iterable[Units]) -> int | None:
+def feature_width(sets: Iterable[Units]) -> Width | None:
     """Values of a region's feature in all sets that show regions, by the header of the first sample of each; None where none does.
 
     Raises:
-        DataError: two sets differ, naming a shard of each.
+        DataError: two sets differ, naming a sample of each.
     """
-    first: tuple[str, int] | None = None
+    first: Width | None = None
     for units in sets:
         found = _width(units) if units.reads_regions else None
-        if found is not None and first is not None and found[1] != first[1]:
+        if found is not None and first is not None and found.values != first.values:
             raise DataError(
-                f"{found[0]}: its regions have {found[1]} values, those of {first[0]} have {first[1]}; "
+                f"{found.place}: its regions have {found.values} values, those of {first.place} have {first.values}; "
                 "make the regions of all shards by one extractor (mmpretrain data regions)"
             )
         first = first or found
-    return first[1] if first else None
+    return first
 
 
-def check_model(spec: Spec | None, width: int | None) -> None:
-    """That a model can take the regions that are shown: ``width`` values each, None where none are.
+def check_model(spec: Spec | None, found: Width | None, pictures: bool = False) -> None:
+    """That a model can take the regions that are shown.
+
+    Args:
+        found: the width of their features; None where none are shown.
+        pictures: whether all of them are shown with their pictures.
 
     Raises:
-        DataError: naming the option.
+        DataError: naming the option and, where it is a sample that does not fit, shard and key.
     """
     wanted = spec.feature_width if spec is not None else None
-    if wanted is not None and width is None:
-        raise DataError(f"data: the model takes regions (of {wanted} values), but none are read: set data.show=regions")
-    if wanted is not None and wanted != width:
-        raise DataError(f"data: the regions have {width} values, but the model takes {wanted}: set its feature width to {width}")
+    if spec is None or wanted is None:
+        return
+    if found is None:
+        show = "both" if spec.computes_features else "regions"
+        raise DataError(f"data: the model takes regions (of {wanted} values), but none are read: set data.show={show}")
+    if spec.computes_features:
+        if not pictures:
+            raise DataError("data: the model computes the features of regions from pixels, but no pictures are read: set data.show=both")
+    elif wanted != found.values:
+        raise DataError(
+            f"{found.place}: the regions have {found.values} values, but the model takes {wanted}: set `features` of its embedder to "
+            f"{found.values}, or make regions of {wanted} (mmpretrain data regions)"
+        )
 
 
-def _width(units: Units) -> tuple[str, int] | None:
-    """(shard, width) of the first usable sample whose regions can be read."""
+def _width(units: Units) -> Width | None:
+    """That of the first usable sample whose regions can be read."""
     for number in range(min(units.samples, _TRIED)):
         shard, place = units.usable(number)
         try:
-            data = units.reader.read_at(shard, place, images=False, regions=True).regions
-            return str(units.reader.paths[shard]), region_counts(data or b"")[1]
+            sample = units.reader.read_at(shard, place, images=False, regions=True)
+            return Width(region_counts(sample.regions or b"")[1], named(str(units.reader.paths[shard]), sample.key))
         except BadSample:
             continue
     return None

@@ -112,7 +112,9 @@ class Pretrained(Engine):
 
     def _seeing(self, shown: Shown, tagger: Tagger | None) -> Seeing:
         known = self.vocabulary.codes if self.vocabulary is not None and self.vocabulary.codes else MAX_KNOWN
-        return Seeing(self.image_transform, shown, getattr(self.model.spec, "feature_width", None), tagger, known)
+        spec = self.model.spec
+        width = None if getattr(spec, "computes_features", False) else getattr(spec, "feature_width", None)
+        return Seeing(self.image_transform, shown, width, tagger, known)
 
     @property
     def shown(self) -> Shown:

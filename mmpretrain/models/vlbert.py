@@ -47,9 +47,8 @@ class VLBERT(nn.Module):
     @property
     def spec(self) -> Spec:
         words, kinds = self.embed.words, ("fused", "pooled") if self.pooler is not None else ("fused",)
-        return Spec(
-            self.embed.width, kinds, words.num_embeddings, token_table=words, feature_width=self.embed.features, std=self.std
-        )
+        given, computes = Spec(self.embed.width, kinds, words.num_embeddings, words, std=self.std), self.detector is not None
+        return given._replace(feature_width=self.embed.features, computes_features=computes)
 
     def blocks(self) -> list[nn.Module]:
         """The units of sharding, activation checkpointing and compilation. The detector is none: ranks run it once for each size of picture

@@ -151,6 +151,17 @@ class RegionObjective(Objective):
             raise ValueError(f"{self.name}: there is no head yet; call bind(spec, vocabulary) first")
         return self.head(self.states(hidden, regions, chosen.rows_R))
 
+    def features(self, masked: MaskedRegions, values: int) -> Tensor:
+        """The features that are to be found, (N, F).
+
+        Raises:
+            ValueError: they have other than ``values``, which the head gives. (What computes features takes regions of any width.)
+        """
+        if masked.features_NF.shape[1] != values:
+            found = f"the regions have features of {masked.features_NF.shape[1]} values, the head gives {values}"
+            raise ValueError(f"{self.name}: {found}; make regions of {values} (mmpretrain data regions)")
+        return masked.features_NF.detach()
+
     def guesses(self, logits_RC: Tensor, labels_R: Tensor, batch: Batch, k: int) -> list[list[RegionGuess]]:
         """The k best classes of the regions in the loss, one list per sample (for panels; copies to the host)."""
         chosen, _, regions = self.target(batch)

@@ -70,7 +70,7 @@ class MRFR(RegionObjective):
         chosen, masked, _ = self.target(batch)
         found_RF, count = self.predicted(hidden, batch), self.count(batch)
         with full_precision(found_RF.device):
-            found_RF, wanted_RF = wide(found_RF), wide(masked.features_NF.detach().index_select(0, chosen.rows_R))
+            found_RF, wanted_RF = wide(found_RF), wide(self.features(masked, found_RF.shape[1]).index_select(0, chosen.rows_R))
             total = (F.mse_loss if self.loss == "mse" else F.smooth_l1_loss)(found_RF, wanted_RF, reduction="sum")
             if self.reduction == "elements":
                 total = total / wanted_RF.shape[1]

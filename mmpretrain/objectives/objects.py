@@ -20,7 +20,7 @@ from mmpretrain.objectives.masked_regions import (
     settled,
 )
 from mmpretrain.objectives.precision import full_precision, scalar, wide
-from mmpretrain.objectives.region_masking import RegionMasker
+from mmpretrain.objectives.region_masking import MaskedRegions, RegionMasker
 from mmpretrain.types import Batch, RegionBatch, Score, Spec, Vocabulary
 
 PARTS = ("obj", "attr", "feat")
@@ -109,8 +109,7 @@ class Objects(RegionObjective):
         stats = {"masked_share": self.share(batch)}
         for name in self.parts:
             if name == "feat":
-                wanted_RF = masked.features_NF.detach().index_select(0, rows_R)
-                totals[name] = self._distance(x_RD.index_select(0, rows_R) if everything else x_RD, wanted_RF)
+                totals[name] = self._distance(x_RD.index_select(0, rows_R) if everything else x_RD, masked, rows_R)
             else:
                 totals[name], right_R = self._entropy(x_RD, name, batch, regions, seen_R)
                 asked_R = self._labels(regions, name).index_select(0, rows_R) >= 0
@@ -129,8 +128,9 @@ class Objects(RegionObjective):
         x_RD = self.head.transform(self.states(hidden, regions, chosen.rows_R))
         return self.guesses(self.head(x_RD, "obj"), self._labels(regions, "obj").index_select(0, chosen.rows_R), batch, k)
 
-    def _distance(self, x_RD: Tensor, wanted_RF: Tensor) -> Tensor:
+    def _distance(self, x_RD: Tensor, masked: MaskedRegions, rows_R: Tensor) -> Tensor:
         found_RF = self.head(x_RD, "feat")
+        wanted_RF = self.features(masked, found_RF.shape[1]).index_select(0, rows_R)
         with full_precision(x_RD.device):
             return F.smooth_l1_loss(wide(found_RF), wide(wanted_RF), reduction="sum") / wanted_RF.shape[1]
 

@@ -81,7 +81,7 @@ class RegionNCE(RegionObjective):
         rows_RK, counts_RK = self.candidates(batch.draw_keys_B, regions, chosen.rows_R)
         with full_precision(found_RF.device):
             # all products with the regions of the micro-batch: far less memory than the feature of every candidate
-            products_RN = wide(found_RF) @ wide(masked.features_NF.detach()).T
+            products_RN = wide(found_RF) @ wide(self.features(masked, found_RF.shape[1])).T
             scores_RK = products_RN.gather(1, rows_RK).masked_fill(~counts_RK, -torch.inf)
             total = F.cross_entropy(scores_RK, torch.zeros_like(chosen.rows_R), reduction="sum")
         right = (scores_RK.detach().argmax(1) == 0).sum().float()

@@ -12,8 +12,9 @@ from helpers.shards import sample, write_shards, write_tar
 
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.regions import encode_regions
-from mmpretrain.data.regions_info import NAME, Group, RegionsInfo, read_info, same_extractor, write_info
+from mmpretrain.data.regions_info import NAME, Group, RegionsInfo, Width, check_model, read_info, same_extractor, write_info
 from mmpretrain.data_tools.rewrite import rewrite
+from mmpretrain.types import Spec
 
 INFO = RegionsInfo(
     "extractor",
@@ -133,3 +134,26 @@ def test_the_vocabulary_says_how_many_classes_and_attributes_there_are(tmp_path)
     assert known(data(folder, batch_size=2)) == (0, None, 0)  # they are not shown
     write_info(folder, INFO._replace(attributes=None, background=None))
     assert known(data(folder, batch_size=2, show="regions")) == (2, None, 0)
+
+
+FIVE = Width(5, "a/00000.tar key 'k0'")
+
+
+@pytest.mark.parametrize(
+    ("width", "computes", "found", "pictures", "says"),
+    [
+        (2048, False, FIVE, True, r"^a/0.*k0': the regions have 5 values, but the model takes 2048: set `features` of .* to 5, or"),
+        (5, False, None, True, r"none are read: set data\.show=regions$"),
+        (5, True, None, True, r"none are read: set data\.show=both$"),
+        (5, True, FIVE, False, r"computes the features of regions from pixels, but no pictures are read: set data\.show=both$"),
+        (5, False, FIVE, False, None),
+        (2048, True, FIVE, True, None),  # features that are given are not read
+        (None, False, None, True, None),
+    ],
+)
+def test_what_a_model_takes(width, computes, found, pictures, says):
+    spec = Spec(8, ("fused",), 9, feature_width=width, computes_features=computes)
+    if says is None:
+        return check_model(spec, found, pictures)
+    with pytest.raises(DataError, match=says):
+        check_model(spec, found, pictures)

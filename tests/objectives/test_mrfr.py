@@ -10,6 +10,7 @@ from torch import nn
 from mmpretrain.nn.layers import Linear
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.mrfr import MRFR
+from mmpretrain.objectives.objects import Objects
 from mmpretrain.objectives.region_masking import RegionMasker
 from mmpretrain.objectives.region_nce import RegionNCE
 from mmpretrain.train.pretraining import Pretraining, assert_tied, materialise, ties
@@ -167,6 +168,16 @@ def test_one_sample_and_one_region():
         out, hidden = objective.corrupt(batch, {}), region_states(batch)
         score = objective(hidden, out)
         assert score.sum.isfinite() and (score.sum.item() == 0) == zero and score.count.item() == lengths[0]
+
+
+@pytest.mark.parametrize("kind", [MRFR, RegionNCE, lambda **options: Objects(parts={"feat": 1.0}, **options)])
+def test_features_of_another_width_are_refused(kind):
+    """Where a model computes the features that it sees, those of the data may have any."""
+    objective = bound(kind)
+    objective.name = "mine"
+    batch = region_sample_batch(LENGTHS, features=FEATURES + 1)
+    with pytest.raises(ValueError, match=f"mine: the regions have features of {FEATURES + 1} values, the head gives {FEATURES}; make"):
+        objective(region_states(batch), objective.corrupt(batch, {}))
 
 
 def test_clear_errors():

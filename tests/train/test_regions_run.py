@@ -14,20 +14,28 @@ from torch import nn
 from train.runs import Recorder, quiet, trainer
 
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.module import ShardData
+from mmpretrain.data.reader import open_reader
 from mmpretrain.data.text import TextOptions
-from mmpretrain.data.visual import RegionOptions
+from mmpretrain.data.visual import RegionOptions, Shown
 from mmpretrain.evaluate.loading import load
+from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.rebuild import RefusedCheckpoint, build
 from mmpretrain.evaluate.samples import open_set
 from mmpretrain.evaluate.suite import evaluate
 from mmpretrain.models.uniter import UNITER
+from mmpretrain.models.vlbert import VLBERT
 from mmpretrain.nn.blocks import Transformer
+from mmpretrain.nn.cnn import ResNet
 from mmpretrain.nn.embed import TextEmbedder
 from mmpretrain.nn.regions import RegionEmbedder
+from mmpretrain.nn.roi import BoxFeatures
+from mmpretrain.nn.vlbert import VLBERTEmbedder
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.itm import ITM
 from mmpretrain.objectives.mlm import MLM
+from mmpretrain.objectives.mrc import MRC
 from mmpretrain.objectives.wpa import WPA
 from mmpretrain.train.callbacks import Metrics
 from mmpretrain.train.checkpoint import Checkpoints
@@ -129,11 +137,30 @@ def test_a_checkpoint_scores_regions(run, shards) -> None:
 
 
 def test_what_does_not_fit_is_said(shards, tmp_path) -> None:
-    with pytest.raises(DataError, match="the regions have 5 values, but the model takes 7: set its feature width to 5"):
+    with pytest.raises(DataError, match=r"tar key 'k0+': the regions have 5 values, but the model takes 7: set `features`"):
         trainer(1).fit(module(7), datamodule=data(shards))
     write_regions(tmp_path / "pictures", (12,))
     with pytest.raises(DataError, match=r"the model takes regions \(of 5 values\), but none are read: set data.show=regions"):
         trainer(1).fit(module(), datamodule=data(tmp_path / "pictures", show="image"))
+
+
+def test_end_to_end_boxes_and_pictures_are_read_and_features_are_not(shards, tmp_path) -> None:
+    """VL-BERT's detector gives 128 values, the regions have 5. What lacks is said before the first step."""
+    write_regions(tmp_path / "both", (12,))
+    embed = VLBERTEmbedder(VOCAB, WIDTH, 128, 26, 16, mask_visual=False)
+    detector = BoxFeatures(ResNet("tiny-basic", norm="trained", dilated=True), cells=2)
+    system = VLBERT(embed, Transformer(WIDTH, 1, 2, norm="post", final_norm=False), detector)
+    objectives = {"mlm": MLM(), "mrc": MRC("soft", classes=3, norm_in_head=False)}
+    made = Pretrain(system, objectives, Optimizer(lr=1e-3), WarmupLinear(warmup=1, total=1))
+    image, recorder = ImageTransform("vilt", 32, 32), Recorder()
+    for show, message in (("image", "none are read: set data.show=both"), ("regions", "no pictures are read: set data.show=both")):
+        with pytest.raises(DataError, match=message):
+            trainer(1).fit(made, datamodule=data(tmp_path / "both", show=show, image=image))
+    trainer(1, [recorder], limit_val_batches=0).fit(made, datamodule=data(tmp_path / "both", show="both", image=image))
+    assert np.isfinite(recorder.losses).all() and len(recorder.losses) == 1
+    seen = Pretrained.from_parts(system, {}, None, image, None, shown=Shown("both"))
+    sample = open_reader(str(tmp_path / "both")).read(0)
+    assert seen.see(sample).regions.features.shape[1] == 5 and seen.see(sample).image is not None
 
 
 def test_a_checkpoint_that_shows_something_else_is_refused(run, tmp_path) -> None:
