@@ -129,7 +129,7 @@ class Encoder(nn.Module):
         self.output = WideConv(widths[-1], out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x = self.input(x_BCHW)
+        x = self.input(x_BCHW.contiguous(memory_format=torch.channels_last))
         for i, group in enumerate(self.groups):
             x = group(F.max_pool2d(x, 2) if i else x)
         return self.output(F.relu(x))
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
 
     def body(self, x_BDhw: Tensor) -> Tensor:
         """Vectors of codes (B, D, h, w) -> (B, 2 C, H, W)."""
-        x = x_BDhw.to(self.output.weight.dtype)
+        x = x_BDhw.to(self.output.weight.dtype).contiguous(memory_format=torch.channels_last)
         for i, group in enumerate(self.groups):
             x = group(F.interpolate(x, scale_factor=2.0, mode="nearest") if i else x)
         return self.output(F.relu(x))
