@@ -24,6 +24,7 @@ from mmpretrain.evaluate.reconstruction import psnr, rebuild
 from mmpretrain.evaluate.samples import chosen, open_set, with_visuals
 from mmpretrain.models.dvae import DVAE, pictures
 from mmpretrain.nn.dvae import Decoder, Encoder, map_pixels
+from mmpretrain.train.optim import Optimizer
 from mmpretrain.train.schedule import WarmupCosine
 
 MOST_BITS = 8  # of one coefficient of PCA
@@ -68,11 +69,13 @@ def continuous(train: Tensor, val: Tensor, like: DVAE, options: argparse.Namespa
     """Trained for ``--steps``; the weight of the KL is that of the dVAE's recipe."""
     torch.manual_seed(options.seed)
     model, schedule = Continuous(like, options.width), WarmupCosine(warmup=50, floor=0.02)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    settings = {"kind": "muon", "matrix_lr": options.matrix_lr} if options.matrix_lr else {}
+    optimizer = Optimizer(options.lr, betas=(0.9, 0.95), weight_decay=1e-4, **settings).build(model)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     shape = (options.batch, options.width, train.shape[2] // like.factor, train.shape[3] // like.factor)
     for step in range(options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * schedule.factor(step, options.steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * schedule.factor(step, options.steps)
         x = train[torch.randint(0, len(train), (options.batch,))]
         guess, kl = model(x, torch.randn(shape))
         loss = F.mse_loss(guess, x) + options.kl_weight * kl.mean() / x[0].numel()
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="of the continuous autoencoder; 0: leave it out")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--matrix-lr", type=float, default=0.02, help="of Muon, as in dvae.yaml; 0: AdamW alone")
     parser.add_argument("--kl-weight", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
