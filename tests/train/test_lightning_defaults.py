@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers.child import child
+from helpers.child import Ended, child
 from lightning.fabric.utilities.cloud_io import _atomic_save
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from train.runs import quiet
+from train.spawn import free_port
 
 
 class Net(pl.LightningModule):
@@ -153,6 +157,16 @@ def test_nan_goes_into_the_weights_and_the_run_goes_on(tmp_path: Path) -> None:
     assert fit(tmp_path, net, 8).global_step == 8 and net.weight.isnan().all()
 
 
+@pytest.mark.fault(50)
+def test_a_spike_of_the_loss_is_a_step_like_others(tmp_path: Path) -> None:
+    class Spiking(Net):
+        def training_step(self, batch: Tensor, index: int) -> Tensor:
+            return super().training_step(batch, index) * (1e6 if self.global_step == 3 else 1)
+
+    net = Spiking()
+    assert fit(tmp_path, net, 8).global_step == 8 and net.weight.abs().min() > 100
+
+
 @pytest.mark.fault(51)
 def test_a_pickle_in_a_local_checkpoint_is_refused(tmp_path: Path) -> None:
     class Evil:
@@ -188,6 +202,22 @@ def test_an_epoch_that_is_resumed_shows_samples_again(tmp_path: Path) -> None:
     assert len(epoch) == 10 and len(set(epoch)) < 10
 
 
+@pytest.mark.fault(38)
+def test_other_data_are_accepted_without_a_word(tmp_path: Path) -> None:
+    fit(tmp_path, Net(), 5).save_checkpoint(tmp_path / "a.ckpt")
+    net = Net()
+    net.train_dataloader = lambda: torch.utils.data.DataLoader(torch.arange(100.0, 103.0))
+    assert fit(tmp_path, net, 8, ckpt_path=str(tmp_path / "a.ckpt")).global_step == 8 and min(net.seen) == 100
+
+
+@pytest.mark.fault(52)
+def test_parts_of_two_saves_pass_for_one(tmp_path: Path) -> None:
+    fit(tmp_path, Net(), 3, every(tmp_path))
+    first, last = (torch.load(tmp_path / f"epoch=0-step={step}.ckpt", weights_only=True) for step in (1, 3))
+    torch.save({**last, "state_dict": first["state_dict"]}, tmp_path / "mixed.ckpt")
+    assert fit(tmp_path, Net(), 5, ckpt_path=str(tmp_path / "mixed.ckpt")).global_step == 5
+
+
 class Failing(torch.utils.data.Dataset):
     """A worker that raises at its third item."""
 
@@ -208,3 +238,52 @@ def test_a_worker_that_fails_ends_the_run_without_its_sample(tmp_path: Path) -> 
     with pytest.raises(ZeroDivisionError, match="a defect") as caught:
         fit(tmp_path, net, 10)
     assert not getattr(caught.value, "__notes__", []) and "Traceback" in str(caught.value)
+
+
+def two_ranks(act: Callable[[int], object]) -> Ended:
+    """Two processes with gloo, whose outputs are one; the code is that of rank 0."""
+    port = str(free_port())
+
+    def both() -> None:
+        rank = int(os.fork() == 0)
+        signal.alarm(60)  # nothing here waits for ever
+        os.environ.update(NODE_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        try:
+            act(rank)
+        finally:
+            if rank == 0:
+                print("rank 1 ended with", os.waitstatus_to_exitcode(os.wait()[1]))
+
+    return child(both)
+
+
+@pytest.mark.fault(32, 33)
+def test_ranks_train_with_other_data_and_validate_some_samples_twice(tmp_path: Path) -> None:
+    class Validated(Net):
+        def validation_step(self, batch: Tensor, index: int) -> None:
+            print(f"validated {batch.tolist()}")
+
+    def act(rank: int) -> None:
+        net = Validated()
+        net.train_dataloader = lambda: torch.utils.data.DataLoader(torch.arange(10.0) + 100 * rank, batch_size=2 - rank)
+        net.val_dataloader = lambda: torch.utils.data.DataLoader(torch.arange(3.0))
+        fit(tmp_path, net, 2, strategy="ddp", num_nodes=2, num_sanity_val_steps=0, val_check_interval=2)
+        print(f"rank {rank} saw {len(net.seen)}, {min(net.seen) >= 100}")
+
+    ended = two_ranks(act)
+    assert ended.code == 0 and "rank 0 saw 4, False" in ended.output and "rank 1 saw 2, True" in ended.output
+    assert sorted(re.findall(r"validated \[(\d)", ended.output)) == ["0", "0", "1", "2"]
+
+
+@pytest.mark.fault(48)
+def test_sigterm_to_one_rank_hangs_in_its_handler(tmp_path: Path) -> None:
+    """The handler broadcasts, while the other rank reduces its gradients: a step takes milliseconds, these ranks wait for seconds."""
+
+    class Told(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 2 and trainer.global_rank == 1:
+                faulthandler.dump_traceback_later(3, file=sys.stderr, exit=True)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    ended = two_ranks(lambda rank: fit(tmp_path, Net(), 5, Told(), strategy="ddp", num_nodes=2))
+    assert "Timeout" in ended.output and "_sigterm_notifier_fn" in ended.output and "rank 1 ended with 1" in ended.output
