@@ -8,9 +8,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,13 @@ def test_a_download_that_is_cut_is_an_error(served: Http) -> None:
     assert served.gets("c/00000.tar") == 1
 
 
+@pytest.mark.fault(22)
+def test_a_shard_that_is_not_found_is_an_error_without_the_status(served: Http) -> None:
+    with pytest.raises((OSError, tarfile.ReadError), match=r"exit 22|empty file") as caught:
+        read(served.url("none.tar"))
+    assert not re.search(r"\b404\b", str(caught.value))
+
+
 @pytest.mark.fault(23)
 def test_equal_base_names_share_a_copy(served: Http, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
@@ -192,3 +201,19 @@ def test_a_seed_gives_every_epoch_the_same_order(tmp_path: Path) -> None:
         source = wds.WebDataset(shards, shardshuffle=10, seed=3, **options)
         first, second = ([one["__key__"] for one in source] for _ in range(2))
         assert sorted(first) == sorted(second) and (first == second) == same
+
+
+@pytest.mark.fault(40)
+def test_a_mixture_is_drawn_anew_in_every_run(tmp_path: Path) -> None:
+    sources = [wds.WebDataset(str(path), shardshuffle=False) for path in sorted(write_shards(tmp_path, (30, 30)).glob("*.tar"))]
+    first, second = ([one["__key__"] for one in wds.RandomMix(sources, [0.5, 0.5])] for _ in range(2))
+    assert first != second and not hasattr(wds.RandomMix(sources), "state_dict")
+
+
+@pytest.mark.fault(30, 31)
+@pytest.mark.parametrize(("act", "message"), [(lambda _: 1 / 0, "division by zero"), (lambda _: os.kill(os.getpid(), 9), "DataLoader worker")])
+def test_a_worker_that_fails_ends_the_run_without_its_sample(tmp_path: Path, act: Callable, message: str) -> None:
+    source = wds.WebDataset(str(write_tar(tmp_path / "0.tar", sample(0))), shardshuffle=False).map(act)
+    with pytest.raises((ZeroDivisionError, RuntimeError), match=message) as caught:
+        list(torch.utils.data.DataLoader(source, batch_size=None, num_workers=1))
+    assert "k00000" not in str(caught.value)
