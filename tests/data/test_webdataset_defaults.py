@@ -211,9 +211,11 @@ def test_a_mixture_is_drawn_anew_in_every_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(30, 31)
-@pytest.mark.parametrize(("act", "message"), [(lambda _: 1 / 0, "division by zero"), (lambda _: os.kill(os.getpid(), 9), "DataLoader worker")])
+@pytest.mark.parametrize(
+    ("act", "message"), [(lambda _: 1 / 0, "division by zero"), (lambda _: os.kill(os.getpid(), 9), "DataLoader worker")]
+)
 def test_a_worker_that_fails_ends_the_run_without_its_sample(tmp_path: Path, act: Callable, message: str) -> None:
     source = wds.WebDataset(str(write_tar(tmp_path / "0.tar", sample(0))), shardshuffle=False).map(act)
     with pytest.raises((ZeroDivisionError, RuntimeError), match=message) as caught:
-        list(torch.utils.data.DataLoader(source, batch_size=None, num_workers=1))
+        list(torch.utils.data.DataLoader(source, batch_size=None, num_workers=1, multiprocessing_context="fork"))
     assert "k00000" not in str(caught.value)
