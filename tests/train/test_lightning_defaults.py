@@ -190,20 +190,22 @@ def test_a_tracker_that_fails_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(34)
-def test_an_epoch_that_is_resumed_shows_samples_again(tmp_path: Path) -> None:
+def test_an_epoch_that_is_resumed_shows_samples_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a plain loader: the epoch of five steps is begun again in another order after its third step."""
     torch.manual_seed(0)
     first, rest = Net(), Net()
     trainer = fit(tmp_path, first, 3)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     torch.manual_seed(1)
-    fit(tmp_path, rest, 5, ckpt_path=str(tmp_path / "a.ckpt"))
+    monkeypatch.setitem(globals(), "quiet", lambda: None)
+    with pytest.warns(UserWarning, match="your dataloader is not resumable"):
+        fit(tmp_path, rest, 5, ckpt_path=str(tmp_path / "a.ckpt"))
     epoch = first.seen + rest.seen[: 10 - len(first.seen)]
     assert len(epoch) == 10 and len(set(epoch)) < 10
 
 
 @pytest.mark.fault(38)
-def test_other_data_are_accepted_without_a_word(tmp_path: Path) -> None:
+def test_other_data_are_accepted(tmp_path: Path) -> None:
     fit(tmp_path, Net(), 5).save_checkpoint(tmp_path / "a.ckpt")
     net = Net()
     net.train_dataloader = lambda: torch.utils.data.DataLoader(torch.arange(100.0, 103.0))
