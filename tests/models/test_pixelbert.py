@@ -9,6 +9,8 @@ from helpers import tiny
 from helpers.bert_block import encoder
 from torch import Tensor, nn
 
+from mmpretrain.cli.layering import layer
+from mmpretrain.evaluate.rebuild import build
 from mmpretrain.models.pixelbert import PixelBERT
 from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.cnn import ResNet
@@ -130,6 +132,16 @@ def test_training_draws_distinct_pixels_in_raster_order() -> None:
     assert not torch.equal(other.x_ND[:100], drawn.x_ND[:100])
     with pytest.raises(ValueError, match="draw keys"):
         embedder(image)
+
+
+@torch.no_grad()
+def test_the_small_recipe_draws_half_of_the_cells_in_training_and_reads_all_in_evaluation() -> None:
+    config = layer(["pixelbert.yaml"]).config
+    embedder = build(config["model"]["system"]["init_args"]["image"], PixelEmbedder, "image")
+    side = config["data"]["image"]["size"]
+    image = Pixels(torch.randn(3, 3, side, side), ((side, side),) * 3)
+    assert embedder.train()(image, torch.tensor([5, 6, 7])).layout.lengths == (2, 2, 2)
+    assert embedder.eval()(image).layout.lengths == (4, 4, 4)
 
 
 @pytest.mark.parametrize(("rows_", "columns"), [(1, 1), (2, 5), (3, 1)])
