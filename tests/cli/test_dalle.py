@@ -17,7 +17,8 @@ from mmpretrain.models.dalle import no_text
 
 SMALL = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "300", "--loggers", "[]"]
 FEW = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu"]
-PLATEAU = ["--model.schedule.init_args.reads", "val", "--model.ema_every", "2"]
+LOOKS = "{class_path: mmpretrain.train.plateau.Plateau, init_args: {warmup: 100, window: 50, patience: 4, threshold: 0.003, reads: val}}"
+PLATEAU = ["--model.schedule", LOOKS, "--model.ema_every", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def test_a_run_over_codes_and_what_it_left(tmp_path, capfd):
     cache, state_BD = pretrained.model.prefill(pretrained.text([tokens]))
     cache = cache.expand(3)
     codes_B = pretrained.objectives["code"].logits_of(state_BD).argmax(-1).expand(3)
-    assert pretrained.objectives["code"].logits_of(pretrained.model.advance(cache, codes_B)).shape == (3, 256)
+    assert pretrained.objectives["code"].logits_of(pretrained.model.advance(cache, codes_B)).shape == (3, 512)
     assert pretrained.model.prefill(no_text(2))[1].shape == (2, 128)
 
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)

@@ -15,7 +15,7 @@ from mmpretrain.data.codes import encode_codes
 from mmpretrain.data.codes_info import CodesInfo, write_info
 from mmpretrain.data.image import ImageTransform
 
-CODES = 256  # of which 216 are used
+CODES = 512  # of which 216 are used
 GRID = (8, 8)
 TRANSFORM = ImageTransform(mode="squash", size=32, multiple=4, decoder="pil")
 INFO = CodesInfo("c" * 64, CODES, GRID, "tests", transform=TRANSFORM.to_dict())
