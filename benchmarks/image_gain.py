@@ -4,12 +4,13 @@
 
 For every sample with a true text, tokens are masked by the rule of the run's recipe with fixed draws; the loss of the same tokens is taken
 with the sample's own image and with that of a sample with another text. The gain is the mean difference for each masked token, in nats; its
-standard error is that of a ratio over samples. Works for every fusion model with a masked-language objective, on pixels or on regions.
+standard error is that of a ratio over samples, however often each is masked anew (``--draws``). Works for every fusion model with a masked-language objective, on pixels or on regions.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -72,8 +73,8 @@ def others(samples: Sequence[tuple[Sample, Visual]]) -> list[Visual]:
     return found
 
 
-def image_gain(pretrained: Any, data: EvalSet, limit: int | None = None, batch_size: int = 32, seed: int = 0) -> Gain:
-    """The gain of a checkpoint on a set.
+def image_gain(pretrained: Any, data: EvalSet, limit: int | None = None, batch_size: int = 32, seed: int = 0, draws: int = 1) -> Gain:
+    """The gain of a checkpoint on a set, over so many draws of the masks of every sample.
 
     Raises:
         ValueError: the checkpoint has no masked-language objective, or no token was masked.
@@ -84,9 +85,9 @@ def image_gain(pretrained: Any, data: EvalSet, limit: int | None = None, batch_s
     wanted = chosen(data, limit, lambda sample: pretrained.shows(sample) and true_text(sample) is not None)
     samples = list(with_visuals(pretrained, wanted))
     swapped, rows = others(samples), []
-    for start in range(0, len(samples), batch_size):
+    for draw, start in itertools.product(range(draws), range(0, len(samples), batch_size)):
         part = samples[start : start + batch_size]
-        keys = torch.tensor([key_of(MASK, seed, start + i) for i in range(len(part))], dtype=torch.int64, device=pretrained.device)
+        keys = torch.tensor([key_of(MASK, seed + draw, start + i) for i in range(len(part))], dtype=torch.int64, device=pretrained.device)
         tokens = pretrained.tokenize([true_text(sample) or "" for sample, _ in part])
         text = pretrained.text([pretrained.told(one, visual) for one, (_, visual) in zip(tokens, part, strict=True)])
         batch = Batch(keys=tuple(sample.key for sample, _ in part), draw_keys_B=keys, text=text)
@@ -95,7 +96,7 @@ def image_gain(pretrained: Any, data: EvalSet, limit: int | None = None, batch_s
             for shown in ([visual for _, visual in part], swapped[start : start + batch_size])
         )
         rows.append(torch.stack([own[0], other[0], own[1]]))
-    own_S, other_S, count_S = torch.cat(rows, dim=1).cpu()
+    own_S, other_S, count_S = torch.cat(rows, dim=1).cpu().view(3, draws, -1).sum(1)
     count = float(count_S.sum())
     if not count:
         raise ValueError("no token was masked")
@@ -110,11 +111,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", help="checkpoints, or folders of runs")
     parser.add_argument("--data", required=True, help="a set with captions or labelled statements")
     parser.add_argument("--limit", type=int, help="at most so many samples")
+    parser.add_argument("--draws", type=int, default=1, help="of the masks of every sample; more lessen the error")
     options = parser.parse_args(args)
     data = open_set("data", options.data)
     print(f"{'run':40s} {'own image':>10s} {'another':>10s} {'gain':>8s} {'error':>8s} {'errors':>7s} {'tokens':>7s}")
     for run in options.runs:
-        found = image_gain(mmpretrain.load(find_checkpoint(run)), data, options.limit)
+        found = image_gain(mmpretrain.load(find_checkpoint(run)), data, options.limit, draws=options.draws)
         nats = f"{found.own:10.4f} {found.other:10.4f} {found.gain:8.4f} {found.error:8.4f}"
         print(f"{run:40s} {nats} {found.gain / found.error:7.1f} {found.tokens:7d}", flush=True)
     return 0

@@ -55,6 +55,16 @@ def test_the_gain_is_that_of_samples_one_by_one(tmp_path: Path, benchmark: Modul
     assert found.error > 0
 
 
+def test_more_draws_of_the_masks_are_sums_over_them(tmp_path: Path, benchmark: ModuleType) -> None:
+    path = checkpoint(tmp_path / "uniter.ckpt", "uniter")
+    model, data = mmpretrain.load(path), EvalSet("s", region_samples(9), "f")
+    parts = [benchmark.image_gain(model, data, batch_size=4, seed=seed) for seed in (0, 1)]
+    found = benchmark.image_gain(model, data, batch_size=4, draws=2)
+    assert found.tokens == sum(part.tokens for part in parts)
+    assert found.own * found.tokens == pytest.approx(sum(part.own * part.tokens for part in parts), rel=1e-9)
+    assert found.gain * found.tokens == pytest.approx(sum(part.gain * part.tokens for part in parts), rel=1e-6)
+
+
 def test_the_other_image_is_of_another_text(benchmark: ModuleType) -> None:
     samples = region_samples(4)
     alike = [samples[0], samples[1], samples[0]._replace(key="again"), samples[3]]
