@@ -160,6 +160,8 @@ def tiny(recipe: str) -> list[str]:
             words += ["--model.objectives.mrc.init_args.classes", "6", "--model.objectives.mrc.init_args.background", "null"]
     if show != "regions":
         words += ["--data.image.size", "64", "--data.image.multiple", "32" if "pixelbert" in recipe else "16"]
+    if show == "image+codes":
+        words += ["--data.image.mode", "squash"]  # of which the codes beside the scenes are
     return words + (["--data.buckets", "null"] if "buckets" in config["data"] else [])
 
 

@@ -12,11 +12,14 @@ import pytest
 import torch
 from helpers import scene_regions
 from PIL import Image
+from safetensors.torch import save_file
 
 import mmpretrain
 from mmpretrain.cli.main import main
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.sources import expand
+from mmpretrain.models.dvae import DVAE
+from mmpretrain.weights import dvae
 
 FEW = ["--data.workers", "0", "--data.batch_size", "8", "--data.val_batch_size", "8", "--loggers", "[]", "--trainer.max_steps", "2"]
 FEW += ["--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1", "--measure.samples", "4", "--final.samples", "8"]
@@ -100,3 +103,19 @@ def test_vilt_with_masked_patches(shards: Path) -> None:
     lines = [json.loads(line) for line in Path("run", "metrics.jsonl").read_text().splitlines()]
     losses = {name: line[name] for line in lines for name in line if re.fullmatch(r"train/\w+/loss", name)}
     assert set(losses) == {f"train/{name}/loss" for name in ("mlm", "itm", "wpa", "mim")} and all(np.isfinite(list(losses.values())))
+
+
+def test_the_papers_recipe_by_its_header(shards: Path, tmp_path: Path) -> None:
+    """Codes of a dVAE in OpenAI's layout, of pictures of half the size, and one block of the paper's model."""
+    source, parts = DVAE((4, 4, 4, 4), 1, 8192, 4, 16), {}
+    for name, state in dvae.to_openai(source)._asdict().items():
+        parts[name] = tmp_path / f"{name}.safetensors"
+        save_file(state, str(parts[name]))
+    dvae.import_folder(**parts, out=tmp_path / "dvae")
+    words = ["--ckpt", str(tmp_path / "dvae"), "--size", "112", "--keep-images", "--workers", "1", "--device", "cpu", "--quiet"]
+    assert main(["data", "tokens", str(shards / "val" / "plain"), "--out", "codes", *words]) == 0
+    held = ["--data.train", "{pictures: {sources: codes, reads: images}}", "--data.val.held_out", "codes"]
+    small = ["--model.system.init_args.blocks.init_args.depth", "1", "--trainer.precision", "32-true", "--final.measure", "false"]
+    assert main(["fit", "--config", "paper/beit.yaml", *held, *FEW, *small, "--data.batch_size", "4", "--data.val_batch_size", "4"]) == 0
+    rows = [json.loads(line) for line in Path("run", "metrics.jsonl").read_text().splitlines()]
+    assert sum("train/mim/loss" in row for row in rows) == 2
