@@ -161,7 +161,7 @@ def tiny(recipe: str) -> list[str]:
     if show != "regions":
         words += ["--data.image.size", "64", "--data.image.multiple", "32" if "pixelbert" in recipe else "16"]
     if show == "image+codes":
-        words += ["--data.image.mode", "squash"]  # of which the codes beside the scenes are
+        words += ["--data.image.mode", "squash", "--model.objectives.mim.init_args.codes", "512"]  # as the codes beside the scenes are
     return words + (["--data.buckets", "null"] if "buckets" in config["data"] else [])
 
 

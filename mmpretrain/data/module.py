@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from mmpretrain.data import codes_info, regions_info, working
+from mmpretrain.data import codes_info, needs, regions_info, working
 from mmpretrain.data.answers import AnswerOptions
 from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.cursor import Cursor
@@ -180,9 +180,12 @@ class ShardData(ReadingData):
             self.regions_info = regions_info.check_readers([*(part.units.reader for part in parts), *self.val_readers.values()])
             width = regions_info.feature_width(part.units for part in parts)
             self.region_width = width.values if width is not None else None
-            model = getattr(getattr(getattr(self.trainer, "lightning_module", None), "root", None), "model", None)
+            root = getattr(getattr(self.trainer, "lightning_module", None), "root", None)
+            model, objectives = getattr(root, "model", None), getattr(root, "objectives", {})
             pictures = all(part.units.reads_image for part in parts if part.units.reads_regions)
             regions_info.check_model(getattr(model, "spec", None), width, pictures)
+            needs.check_texts(getattr(model, "spec", None), parts, self.max_tokens)
+            needs.check_codes(getattr(model, "spec", None), objectives, parts)
             codes_info.check_model(getattr(model, "spec", None), self.codes_info)
             if any(part.units.reads_image and part.units.reads_codes for part in parts):
                 codes_info.check_image(self.image, self.codes_info)

@@ -103,8 +103,8 @@ class MIM(Objective):
         codes = self.codes or known or spec.codes
         if not codes:
             raise ValueError(f"{self.name}: the data hold no codes of pictures: set data.show: image+codes, or `codes` of the objective")
-        if known > codes:
-            raise ValueError(f"{self.name}: the codebook of the data has {known} codes, the head only {codes}: set codes: {known}, or null")
+        if known not in (0, codes):
+            raise ValueError(f"{self.name}: the codebook of the data has {known} codes, the head {codes}: set codes: {known}, or null")
         self.patch_size = spec.patch_size
         if self.head is None:
             width = spec.width if spec.visual_width is None else spec.visual_width

@@ -70,3 +70,14 @@ def test_a_run_over_codes_and_what_it_left(tmp_path, capfd):
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
     again = ["--ckpt_path", str(run), "--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--final.measure", "false"]
     assert main(["fit", *again]) == 0
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path, capfd):
+    for split, n in (("train", 16), ("val", 8)):
+        scene_regions.write(tmp_path / split, n, split)
+    words = ["fit", "--config", "dalle.yaml", *scene_regions.sources("dalle.yaml", tmp_path / "train", tmp_path / "val"), *SMALL, *FEW]
+    assert main([*words, "--data.max_tokens", "65"]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("mmpretrain: error: data.max_tokens=65 is above text_positions=64 of model.system; set data.max_tokens to 64")
+    assert main([*words, "--data.show", "image"]) == 2
+    assert "objective 'code' predicts codes of pictures, data.train shows image; set data.show=codes (" in capfd.readouterr().err

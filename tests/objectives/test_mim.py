@@ -183,7 +183,7 @@ def test_what_does_not_fit_the_codes() -> None:
 def test_binding() -> None:
     spec = beit().spec
     assert mim(beit()).head.decoder.out_features == CODES
-    for codes, known, size in ((None, 50, 50), (64, 50, 64), (64, 0, 64)):
+    for codes, known, size in ((None, 50, 50), (64, 64, 64), (64, 0, 64)):
         objective = MIM(codes)
         objective.bind(spec, VOCABULARY._replace(codes=known))
         assert objective.head.decoder.out_features == size and objective.head.dense is None
@@ -192,7 +192,8 @@ def test_binding() -> None:
     assert isinstance(deep.head.norm, LayerNorm) and deep.head(torch.zeros(2, 32)).shape == (2, CODES)
     for options, changed, known, match in (
         ({}, {}, 0, "mim: the data hold no codes of pictures: set data.show: image\\+codes, or `codes`"),
-        ({"codes": 30}, {}, 40, "the codebook of the data has 40 codes, the head only 30: set codes: 40, or null"),
+        ({"codes": 30}, {}, 40, "the codebook of the data has 40 codes, the head 30: set codes: 40, or null"),
+        ({"codes": 50}, {}, 40, "the codebook of the data has 40 codes, the head 50: set codes: 40, or null"),
         ({}, {"patch_size": None}, 40, "cuts pictures into patches"),
         ({}, {"kinds": ("paired",)}, 40, "needs a model with the kind 'fused'"),
     ):
