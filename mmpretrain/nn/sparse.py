@@ -6,9 +6,11 @@ those above it; ``conv``: itself and the earlier half of a k x k square around i
 ``full``: all earlier ones. The published stack has columns in the layers i of 1 to depth with (i - 2) mod 4 = 0, a convolution in the last
 and rows elsewhere.
 
-What a pattern does not allow is not computed, up to the corners of blocks: rows and convolutions are bands in raster order, so blocks of
-queries meet windows of keys that are views of one padded tensor; columns are blocks of the transposed grid. The scores with the text are
-one product of their own. No tensor of tokens x tokens exists but in ``full``, where SDPA decides.
+Rows and convolutions are bands in raster order: blocks of queries meet one window of keys each, from the farthest that the first of them
+looks at to the last of them, views of one padded tensor. Columns are blocks of the transposed grid. What is not allowed is not computed,
+but for the rest of these blocks: of rows and columns their corners; of a convolution also what lies between the sides of the square (at a
+width of 32 and a kernel of 11, 197 keys for 61 allowed ones), since a window for each row of it costs more in copies than it saves. The
+scores with the text are one product of their own. No tensor of tokens x tokens exists but in ``full``, where SDPA decides.
 """
 
 from __future__ import annotations
@@ -72,33 +74,22 @@ class Pattern(NamedTuple):
     kind: str
     text: int  # states of the text; the rest are codes of the image, in raster order
     columns: int  # of the grid
-    block: int = 0  # of row and conv: queries that meet the same windows
-    windows: tuple[tuple[int, int], ...] = ()  # and these: (how far before the block the first key stands, keys)
-    bias: Tensor | None = None  # added to scores, 0 or -inf: (blocks, block, keys of all windows), or (rows, rows) of a column
+    block: int = 0  # of row and conv: queries that meet the same window
+    reach: int = 0  # how far before the block this begins; it ends with the block
+    bias: Tensor | None = None  # added to scores, 0 or -inf: (blocks, block, reach + block), or (rows, rows) of a column
 
 
 @lru_cache(256)
-def _windows(kind: str, columns: int, kernel: int, n: int) -> tuple[int, tuple[tuple[int, int], ...], Tensor]:
-    """Block, windows and bias of ``row`` and ``conv`` for the first n codes."""
+def _window(kind: str, columns: int, kernel: int, n: int) -> tuple[int, int, Tensor]:
+    """Block, reach and bias of ``row`` and ``conv`` for the first n codes."""
     block = min(max(BLOCK, columns), n)
     back = [one for one in distances(kind, columns, kernel) if one < n]
-    runs: list[list[int]] = [[back[0], back[0]]]  # nearest and farthest distance of each window
-    for one in back[1:]:
-        if one - runs[-1][1] < block:  # one window for both costs less than two
-            runs[-1][1] = one
-        else:
-            runs.append([one, one])
-    windows = tuple((far, far - near + block) for near, far in runs)
-    blocks = -(-n // block)
-    allowed = torch.zeros(n + block, dtype=torch.bool)
+    reach, blocks = back[-1], -(-n // block)
+    allowed = torch.zeros(reach + block, dtype=torch.bool)
     allowed[back] = True
-    parts = []
-    for (far, keys), (near, _) in zip(windows, runs, strict=True):
-        distance = torch.arange(block)[:, None] + far - torch.arange(keys)[None, :]
-        inside = allowed[distance.clamp(0, n)] & (distance >= near) & (distance <= far)
-        place = torch.arange(blocks)[:, None, None] * block - far + torch.arange(keys)[None, None, :]
-        parts.append(inside[None] & (place >= 0))
-    return block, windows, bias(torch.cat(parts, dim=2))
+    distance = torch.arange(block)[:, None] + reach - torch.arange(reach + block)[None, :]
+    place = torch.arange(blocks)[:, None, None] * block - reach + torch.arange(reach + block)
+    return block, reach, bias((allowed[distance.clamp(min=0)] & (distance >= 0))[None] & (place >= 0))
 
 
 def bias(allowed: Tensor) -> Tensor:
@@ -119,8 +110,8 @@ def pattern(kind: str, text: int, n: int, columns: int, kernel: int = 11, device
     if kind == "column":
         rows = -(-n // columns)
         return Pattern(kind, text, columns, bias=bias(torch.ones(rows, rows, dtype=torch.bool).tril()).to(device))
-    block, windows, table = _windows(kind, columns, kernel, n)
-    return Pattern(kind, text, columns, block, windows, table.to(device))
+    block, reach, table = _window(kind, columns, kernel, n)
+    return Pattern(kind, text, columns, block, reach, table.to(device))
 
 
 def seen(kind: str, place: int, columns: int, kernel: int = 11) -> slice | list[int]:
@@ -183,24 +174,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, k_text: Tensor, v_text: Tensor, pattern: Pattern) -> Tensor:
-    """Codes over the text and windows of earlier codes; q scaled."""
+    """Codes over the text and a window of codes up to them; q scaled."""
     assert pattern.bias is not None
-    n, block, text = q.shape[2], pattern.block, k_text.shape[2]
+    n, block, reach, text = q.shape[2], pattern.block, pattern.reach, k_text.shape[2]
     blocks = pattern.bias.shape[0]
-    front, behind = max(far for far, _ in pattern.windows), blocks * block - n
+    behind = blocks * block - n
     q = F.pad(q, (0, 0, 0, behind))
-    k, v = F.pad(k, (0, 0, front, behind)), F.pad(v, (0, 0, front, behind))
-
-    def windows(x: Tensor) -> Tensor:  # (B, H, blocks, d, keys)
-        starts = [(front - far, keys) for far, keys in pattern.windows]
-        found = [x[:, :, start : start + (blocks - 1) * block + keys].unfold(2, keys, block) for start, keys in starts]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
-
+    k, v = (F.pad(x, (0, 0, reach, behind)).unfold(2, reach + block, block) for x in (k, v))  # (B, H, blocks, d, keys)
     q_blocks = q.unflatten(2, (blocks, block))
     told = (q @ k_text.transpose(-1, -2)).unflatten(2, (blocks, block))
-    near = q_blocks @ windows(k)
+    near = q_blocks @ k
     weights = torch.cat([told, near + pattern.bias.to(near.dtype)], dim=-1).softmax(-1)
-    y = weights[..., text:] @ windows(v).transpose(-1, -2)
+    y = weights[..., text:] @ v.transpose(-1, -2)
     return (y.flatten(2, 3) + weights[..., :text].flatten(2, 3) @ v_text)[:, :, :n]
 
 

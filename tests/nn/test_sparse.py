@@ -10,7 +10,7 @@ from torch import Tensor
 from mmpretrain.nn.layers import Init
 from mmpretrain.nn.sparse import KINDS, Memory, SparseAttention, attend, distances, layer_kinds, pattern, seen
 
-# text states, rows, columns, kernel: figure 11's, wider than the kernel, narrower, one row of windows, several windows
+# text states, rows, columns, kernel: figure 11's, as wide as the kernel, narrower, wider (twice), narrower again, one row, one column
 SHAPES = [(7, 4, 4, 3), (3, 8, 5, 5), (2, 5, 3, 11), (4, 3, 20, 5), (1, 4, 40, 3), (6, 6, 6, 11), (3, 1, 9, 3), (3, 9, 1, 3)]
 
 
@@ -75,6 +75,14 @@ def test_the_figure_of_the_paper() -> None:
         distances("column", 4)
     with pytest.raises(ValueError, match="diagonal"):
         pattern("diagonal", 1, 1, 4)
+
+
+def test_how_many_keys_a_block_meets() -> None:
+    """One window for each block, and its scores are all that is computed."""
+    for kind, keys, allowed in (("row", 64, 33), ("conv", 197, 61)):
+        made = pattern(kind, 257, 1024, 32, 11)
+        assert made.bias is not None and made.bias.shape == (32, 32, keys) and made.reach + made.block == keys
+        assert (made.bias[-1] == 0).sum(-1).eq(allowed).all()
 
 
 def test_the_kinds_of_the_64_layers() -> None:
