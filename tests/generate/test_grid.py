@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from mmpretrain.generate.grid import GAP, LINE, MARGIN, Block, png, sheet, wrapped
+from mmpretrain.generate.grid import GAP, LINE, MARGIN, MOST, Block, Shape, columns_of, png, sheet, wrapped
 
 
 def block(n: int, side: int = 32, title: str = "a red circle", labels: bool = True) -> Block:
@@ -59,3 +59,31 @@ def test_what_cannot_be_laid_out():
         sheet([Block("x", block(2).pictures, ["1"])])
     with pytest.raises(ValueError, match="is more than 16384 a side"):
         sheet([block(200)], columns=200)
+    with pytest.raises(ValueError, match="columns=0 must be at least 1"):
+        sheet([block(2)], columns=0)
+
+
+@pytest.mark.parametrize(
+    ("n", "side", "prompts", "columns"),
+    [(32, 256, 1, 8), (512, 256, 1, 9), (512, 256, 6, 57), (512, 256, 7, None), (1, 256, 70, None), (5, 20000, 1, None)],
+)
+def test_columns_before_there_is_a_picture(n, side, prompts, columns):
+    """512 candidates of 256 pixels, those of the paper, are too high for eight columns."""
+    shapes = [Shape("a red circle", n, side, side, True)] * prompts
+    if columns is None:
+        with pytest.raises(ValueError, match="is more than 16384 a side; ask for fewer pictures"):
+            columns_of(shapes)
+        return
+    assert columns_of(shapes) == columns
+    if columns > 8:
+        with pytest.raises(ValueError, match=f"{columns - 1} columns, is more than {MOST}"):
+            columns_of(shapes, columns - 1)
+    assert columns_of(shapes, 20 if prompts == 1 else 60) == (20 if prompts == 1 else 60)
+
+
+def test_a_shape_is_that_of_the_sheet():
+    blocks = [block(7, title="a second prompt " * 9), block(3, 200, labels=False)]
+    for columns in (1, 3, 8):
+        top = sheet(blocks, columns)
+        assert top.height == sum(sheet([one], columns).height for one in blocks)
+    assert Shape.of(blocks[1]) == ("a red circle", 3, 200, 200, False)
