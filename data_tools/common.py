@@ -72,7 +72,10 @@ def device_of(name: str, option: str) -> str:
     try:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise DataError(f"{option} {name}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # a list of all that torch has a name for
+            reason = "there is no such device; take cpu, cuda or cuda:1"
+        raise DataError(f"{option} {name} cannot be used: {reason}") from None
     return chosen
 
 
@@ -80,12 +83,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     """Print a table; the first column is text, the others are numbers unless told otherwise."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=Text(title, style="table.title"), title_justify="left")  # Text: names of files are no markup
     for number, column in enumerate(columns):
         shown.add_column(column, justify="right" if numbers and number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(text(value) for value in row))
+        shown.add_row(*(Text(text(value)) for value in row))
     Console().print(shown)
 
 

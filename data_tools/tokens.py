@@ -49,6 +49,8 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     began = time.monotonic()
     if options.batch < 1 or options.views < 1:
         raise DataError("--batch and --views must be at least 1")
+    if options.size is not None and options.size < 1:
+        raise DataError(f"--size {options.size} must be at least 1")
     if options.views > 1 and options.keep_images:
         raise DataError("--views and --keep-images exclude each other: the codes of a crop are not those of the picture beside them")
     device = device_of(options.device, "--device")
@@ -136,5 +138,5 @@ def report(out: Path, info: CodesInfo, counts: Mapping[str, Counts], seconds: fl
         f"{perplexity(used_K):.1f}, in {seconds:.1f} s; {NAME} {info.fingerprint[:12]}"
     )
     if total.missing:
-        print(f"{total.missing} samples have no picture and got no codes")
+        print(f"{total.missing} {'sample has' if total.missing == 1 else 'samples have'} no picture and got no codes")
     return 1 if total.bad or not total.coded else 0

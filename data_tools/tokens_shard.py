@@ -57,7 +57,10 @@ class Autoencoder(NamedTuple):
         Raises:
             DataError: the size does not fit the model.
         """
-        side = self.transform.size
+        side, unit = self.transform.size, self.model.spec.patch_size or 1
+        if side % unit:
+            fits = " or ".join(str(one) for one in (side // unit * unit, -(-side // unit) * unit) if one)
+            raise DataError(f"--size {side}: pictures of {side} x {side} pixels are no multiples of {unit}; take --size {fits}")
         try:
             _, rows, columns = self.encode([torch.zeros(3, side, side, dtype=torch.uint8)]).shape
         except ValueError as error:

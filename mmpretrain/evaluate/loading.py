@@ -278,6 +278,8 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _source(file: Path, about: Mapping[str, Any]) -> str:
-    """Name of the checkpoint with a hash of what it is, for stamps and for resuming."""
+    """Name of the checkpoint with a hash of what it is, for stamps and for resuming. An exported or imported folder gives its own name."""
+    name = file.resolve().parent.name if file.name == own.ABOUT else file.name
+    step = f"{about['step']}-" if about.get("step") is not None else ""
     described = json.dumps({"config": about["config"], "step": about.get("step"), "size": file.stat().st_size}, sort_keys=True, default=str)
-    return f"{file.name}@{about.get('step', '?')}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+    return f"{name}@{step}{hashlib.sha256(described.encode()).hexdigest()[:12]}"

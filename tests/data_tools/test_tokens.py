@@ -164,7 +164,7 @@ def test_sizes_change_the_grid(dvae, tmp_path):
     shards = write_shards(tmp_path / "in", (2,))
     assert run(shards, "--ckpt", dvae, "--out", tmp_path / "out", "--size", 24) == 0
     assert read_info(tmp_path / "out").grid == (6, 6) and by_key(tmp_path / "out")["k00000"].shape == (6, 6)
-    with pytest.raises(DataError, match=r"--size 18: pictures of 18 x 18 pixels are no multiples of 4"):
+    with pytest.raises(DataError, match=r"--size 18: pictures of 18 x 18 pixels are no multiples of 4; take --size 16 or 20$"):
         run(shards, "--ckpt", dvae, "--out", tmp_path / "no", "--size", 18)
     assert not (tmp_path / "no").exists()
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_read_stops_or_is_left_without(dvae, tmp_path, capsys):
     assert set(by_key(tmp_path / "b")) == {"k00000", "k00000~2", "k00001", "k00001~2"}
     new = reader(tmp_path / "b")
     assert {new.read(n).key for n in range(len(new))} == {*by_key(tmp_path / "b"), "bad", "alone"}
-    assert "1 samples have no picture and got no codes" in capsys.readouterr().out
+    assert "1 sample has no picture and got no codes" in capsys.readouterr().out
     texts = write_tar(tmp_path / "texts" / "0.tar", [("alone.txt", b"words alone")])
     assert run(texts, "--ckpt", dvae, "--out", tmp_path / "c") == 1
 
@@ -189,7 +189,8 @@ def test_what_is_refused(dvae, tmp_path):
     cases = [
         (("--ckpt", dvae, "--views", 2, "--keep-images"), "exclude each other"),
         (("--ckpt", dvae, "--batch", 0), "at least 1"),
-        (("--ckpt", dvae, "--size", 0), "size"),
+        (("--ckpt", dvae, "--size", 0), "^--size 0 must be at least 1$"),
+        (("--ckpt", dvae, "--size", 3), "no multiples of 4; take --size 4$"),
         (("--ckpt", tmp_path / "nowhere"), "no such checkpoint"),
         (("--ckpt", checkpoint(tmp_path / "vilt.ckpt")), "no discrete autoencoder, but ViLT, which gives fused"),
         (("--ckpt", tiny_dvae.make(tmp_path / "v.ckpt", mode="vilt")), "mode=vilt, whose pictures have many sizes"),
@@ -199,6 +200,8 @@ def test_what_is_refused(dvae, tmp_path):
         with pytest.raises(DataError, match=message):
             run(shards, "--out", tmp_path / "no", *words)
         assert not (tmp_path / "no").exists()
+    with pytest.raises(DataError, match=r"^--device nope cannot be used: there is no such device; take cpu, cuda or cuda:1$"):
+        tokens.main([str(shards), "--ckpt", str(dvae), "--out", str(tmp_path / "no"), "--device", "nope"])
     assert run(shards, "--ckpt", squash, "--out", tmp_path / "squashed") == 0
     with pytest.raises(DataError, match="is the folder of the shards"):
         run(shards, "--ckpt", dvae, "--out", shards)
@@ -252,3 +255,29 @@ def test_check_finds_wrong_codes(tmp_path):
     found = {one.key: (one.kind, one.reason) for one in check([path], engine={"workers": 1, "progress": False}).problems}
     assert {key: kind for key, (kind, _) in found.items()} == {"pickled": "codes", "bomb": "bomb", "high": "codes", "grid": "codes"}
     assert "not below 16" in found["high"][1] and "codes.json says 2 x 3" in found["grid"][1]
+
+
+def test_names_of_files_are_no_markup(dvae, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    shards = write_shards(tmp_path / "in", (2,))
+    out = tmp_path / "o[" / "b] [red]"
+    (shards / "00000.tar").rename(shards / "[red].tar")
+    assert run(shards, "--ckpt", dvae, "--out", out) == 0
+    shown = capsys.readouterr().out
+    assert f"{out}: d.ckpt@7".replace(" ", "") in "".join(shown.split()) and "[red].tar" in shown
+
+
+def test_an_imported_autoencoder_has_the_name_of_its_folder(dvae, tmp_path):
+    from mmpretrain.weights import own
+
+    made = tmp_path / "openai"
+    assert program(["export", str(dvae), "--to", "safetensors", "--out", str(made)]) == 0
+    about = json.loads((made / own.ABOUT).read_text())
+    shards = write_shards(tmp_path / "in", (2,))
+    assert run(shards, "--ckpt", made, "--out", tmp_path / "a") == 0
+    assert read_info(tmp_path / "a").source.startswith("openai@7-")
+    del about["about"]["step"]  # imported weights have none
+    (made / own.ABOUT).write_text(json.dumps(about))
+    tokens_shard._loaded.cache_clear()
+    assert run(shards, "--ckpt", made, "--out", tmp_path / "b") == 0
+    assert len(read_info(tmp_path / "b").source) == len("openai@") + 12
