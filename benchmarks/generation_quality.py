@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 import mmpretrain
-from mmpretrain.cli.resume import find_checkpoint
 from mmpretrain.evaluate.probe_training import trained
 from mmpretrain.evaluate.result import Result, rows, shown
 from mmpretrain.evaluate.samples import open_set
@@ -107,11 +106,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     options = parser().parse_args(args)
-    rerank = None if options.rerank is None else find_checkpoint(options.rerank)
-    generator = Generator.load(find_checkpoint(options.ckpt), find_checkpoint(options.dvae), rerank, device=options.device)
+    generator = Generator.load(options.ckpt, options.dvae, options.rerank, device=options.device)
     clip = getattr(generator.scorer, "pretrained", None)
     if options.judge is not None:
-        clip = ClipScorer(mmpretrain.load(find_checkpoint(options.judge), device=options.device)).pretrained
+        clip = ClipScorer(mmpretrain.load(options.judge, device=options.device)).pretrained
     data, probe = open_set("val", options.data), trained(open_set("probe", options.probe))
     worth = probe.measured(data)
     print(f"probe of {options.probe} on {worth.pop('pictures'):.0f} real pictures of {options.data}: ", end="")

@@ -48,6 +48,19 @@ def checkpoint(text: str) -> Path:
     return find_checkpoint(text)
 
 
+def text_of(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text in UTF-8 (byte {error.start + 1} is {error.object[error.start]:#04x})") from None
+
+
 def named_sets(sources: Sequence[str], pretrained: Any) -> list[EvalSet]:
     """``NAME=SOURCE`` or ``SOURCE`` for each; without any, the validation sets of the checkpoint's configuration."""
     from mmpretrain.evaluate.samples import open_set
@@ -105,7 +118,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _lines(path: Path) -> tuple[str, ...]:
     """The lines of a text file that are not blank."""
-    found = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    found = tuple(line.strip() for line in text_of(path).splitlines() if line.strip())
     if not found:
         raise UserError(f"{path} has no line")
     return found

@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmpretrain.cli.commands import OneLine, checkpoint, guarded, named_sets
+from mmpretrain.cli import generate_output as output
+from mmpretrain.cli.commands import OneLine, checkpoint, guarded, named_sets, text_of
 from mmpretrain.cli.errors import UserError
 
 if TYPE_CHECKING:
     from mmpretrain.generate.choosing import Sampling
-    from mmpretrain.generate.generator import Generated, Generator, Start
+    from mmpretrain.generate.generator import Generator, Start
     from mmpretrain.generate.sampling import Progress
 
 _EVERY = 15.0  # seconds between two lines where the output is not a terminal
 _PROMPTS_MOST = 10_000
+_OF_PROMPTS = ("prompt", "prompts", "image", "keep_rows", "out", "save_images", "columns")
+_OF_MEASURES = ("limit", "judge", "probe", "real", "inception", "features")
 
 
 def _parser() -> OneLine:
@@ -32,7 +35,7 @@ def _parser() -> OneLine:
     add("--prompts", type=Path, metavar="FILE", help="one a line, after those of --prompt")
     add("--n", type=int, help="pictures of each prompt; default 32, with --measure 8")
     add("--out", type=Path, metavar="FILE.png", help="the sheet of all pictures, best first where they are re-ranked; default grid.png")
-    add("--columns", type=int, default=8, help="of the sheet; default 8")
+    add("--columns", type=int, help="of the sheet; default 8, or as many more as a sheet that would be too high needs")
     add("--save-images", type=Path, metavar="DIR", help="also every picture alone: DIR/<prompt>-<picture>.png")
     add("--json", type=Path, metavar="FILE", help="also codes, scores and options; with --measure the results")
     add("--temperature", type=float, default=1.0, help="0: always the most probable code; default 1")
@@ -40,15 +43,15 @@ def _parser() -> OneLine:
     add("--top-p", type=float, metavar="P", help="draw from the fewest codes whose probabilities sum to P")
     add("--guidance", type=float, default=1.0, metavar="S", help="of classifier-free guidance; default 1: none")
     add("--seed", type=int, default=0, help="default 0")
-    add("--batch", type=int, default=32, help="pictures drawn at a time, which changes speed and memory alone; default 32")
+    add("--batch", type=int, default=32, help="pictures drawn at a time: speed, memory and rounding; default 32")
     add("--image", type=Path, metavar="FILE", help="a picture whose first rows of codes all pictures begin with")
     add("--keep-rows", type=int, metavar="N", help="of --image; default: half of them")
-    add("--weights", choices=("auto", "raw", "ema"), default="auto", help="default: averages where there are some")
+    add("--weights", choices=("auto", "raw", "ema"), default="auto", help="of the transformer; default: averages where there are some")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
     add("--measure", metavar="[NAME=]SOURCE", help="measure pictures for the captions of a set, such as scenes:val, in place of prompts")
     add("--limit", type=int, metavar="N", help="with --measure: at most so many captions, evenly spread over the set")
     add("--judge", metavar="RUN", help="with --measure: a CLIP to measure by; default: that of --rerank")
-    add("--probe", default="scenes:train", metavar="SOURCE", help="with --measure: labelled pictures that the probe learns from, or none")
+    add("--probe", metavar="SOURCE", help="with --measure: labelled pictures that the probe learns from, or none; default scenes:train")
     add("--real", metavar="SOURCE", help="with --measure: the real pictures that distances are taken from; default: those of the set")
     add("--inception", type=Path, metavar="FILE", help="with --measure: weights of FID's Inception, for FID and KID")
     add(
@@ -74,23 +77,24 @@ def _sampling(options: argparse.Namespace) -> Sampling:
     return Sampling(options.temperature, options.top_k, options.top_p, options.guidance, options.seed)
 
 
-def _device(name: str) -> str:
-    import torch
+def _given(options: argparse.Namespace, names: tuple[str, ...]) -> str:
+    """Those of the options that were given, as they are typed."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, []))
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return name
+
+def _place(text: str) -> Path:
+    """What ``mmpretrain.load`` opens: a checkpoint, or the folder of a run; ``last`` and ``best`` are those of the newest run."""
+    path = Path(text).expanduser()
+    return checkpoint(text) if text in ("last", "best") and not path.exists() else path
 
 
 def _generator(options: argparse.Namespace) -> Generator:
+    from mmpretrain.data_tools.common import device_of
     from mmpretrain.generate.generator import Generator
 
-    rerank = None if options.rerank is None else checkpoint(options.rerank)
-    return Generator.load(checkpoint(options.ckpt), checkpoint(options.dvae), rerank, options.weights, _device(options.device))
+    options.device = device_of(options.device, "--device")
+    rerank = None if options.rerank is None else _place(options.rerank)
+    return Generator.load(_place(options.ckpt), _place(options.dvae), rerank, options.weights, options.device)
 
 
 @contextmanager
@@ -122,26 +126,32 @@ def _bar() -> Iterator[Progress]:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    if given := _given(options, _OF_MEASURES):
+        raise UserError(f"{given} can only be used with --measure: leave it out, or name a set of captions")
     prompts, start = _prompts(options), _start(options)
     out = options.out or Path("grid.png")
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the sheet is a PNG file; name it {out.with_suffix('.png')}")
-    if options.save_images is not None and options.save_images.exists() and not options.save_images.is_dir():
-        raise UserError(f"--save-images {options.save_images}: there is a file of that name; name a folder")
+    if options.json is not None and options.json.resolve() == out.resolve():
+        raise UserError(f"--json {options.json}: the sheet has that name; choose another")
+    output.check_file("--out", out)
+    output.check_file("--json", options.json)
+    output.check_folder("--save-images", options.save_images)
     generator, sampling, n = _generator(options), _sampling(options), 32 if options.n is None else options.n
+    columns = output.columns(options, prompts, n, generator)
     began = time.monotonic()
     with _bar() as progress:
         found = generator(prompts, n, sampling, start, options.batch, progress)
     seconds = time.monotonic() - began
-    _write(options, out, generator, sampling, found)
-    _show(found, out, seconds, generator)
+    output.write(options, out, columns, output.facts(options, generator, sampling), found)
+    output.show(found, out, seconds, generator)
     return 0
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
     given = list(options.prompt)
     if options.prompts is not None:
-        given += [line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        given += [line.strip() for line in text_of(options.prompts).splitlines() if line.strip()]
     if not given:
         raise UserError("there is no prompt: give --prompt 'a red circle left of a blue square', or --prompts FILE with one a line")
     if len(given) > _PROMPTS_MOST:
@@ -159,67 +169,6 @@ def _start(options: argparse.Namespace) -> Start | None:
     return Start(options.image, options.keep_rows)
 
 
-def _facts(options: argparse.Namespace, generator: Generator, sampling: Sampling) -> dict[str, Any]:
-    """Everything that the pictures are a function of."""
-    import mmpretrain
-
-    judge = getattr(generator.scorer, "pretrained", None)
-    return {
-        "version": mmpretrain.__version__,
-        "transformer": generator.dalle.source,
-        "dvae": generator.dvae.source,
-        "rerank": None if judge is None else judge.source,
-        "weights": options.weights,
-        "sampling": sampling._asdict(),
-        "image": None if options.image is None else str(options.image),
-        "keep_rows": options.keep_rows,
-    }
-
-
-def _scores(found: Generated) -> list[float | None]:
-    return [None] * len(found.codes_Nhw) if found.ranking is None else [round(score, 6) for score in found.ranking.scores_N.tolist()]
-
-
-def _write(options: argparse.Namespace, out: Path, generator: Generator, sampling: Sampling, found: Sequence[Generated]) -> None:
-    """All files, each whole or not at all."""
-    from mmpretrain.data.cache import write_atomic
-    from mmpretrain.generate.grid import Block, png, sheet
-
-    facts = _facts(options, generator, sampling)
-    blocks = []
-    for one in found:
-        scores = _scores(one)
-        labels = ["" if scores[number] is None else f"{scores[number]:.3f}" for number in one.order]
-        blocks.append(Block(one.prompt, one.images, labels, None if one.ranking is None else 0))
-    told = [{"prompt": one.prompt, "order": one.order, "scores": _scores(one)} for one in found]
-    write_atomic(out, png(sheet(blocks, options.columns), {**facts, "prompts": told}))
-    for p, one in enumerate(found if options.save_images is not None else ()):
-        for number, score in enumerate(_scores(one)):
-            alone = {**facts, "prompt": one.prompt, "picture": number, "score": score}
-            write_atomic(options.save_images / f"{p:03d}-{number:03d}.png", png(one.image(number), alone))
-    if options.json is not None:
-        rows = [{**row, "codes": one.codes_Nhw.tolist()} for row, one in zip(told, found, strict=True)]
-        write_atomic(options.json, (json.dumps({**facts, "prompts": rows}) + "\n").encode("utf-8"))
-
-
-def _show(found: Sequence[Generated], out: Path, seconds: float, generator: Generator) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    judge: Any = getattr(generator.scorer, "pretrained", None)
-    ranked = judge is not None
-    table = Table("prompt", "pictures", *(("best", "median", "worst") if ranked else ()), title="Generated")
-    for one in found:
-        scores = [] if one.ranking is None else [one.ranking.scores_N.max(), one.ranking.scores_N.median(), one.ranking.scores_N.min()]
-        table.add_row(one.prompt, str(len(one.codes_Nhw)), *(f"{float(score):.3f}" for score in scores))
-    console = Console()
-    console.print(table)
-    pictures = sum(len(one.codes_Nhw) for one in found)
-    console.print(f"{pictures} pictures in {seconds:.1f} s: {out}", highlight=False, soft_wrap=True)
-    if ranked:
-        console.print(f"[dim]scores are cosines by {judge.source}, best first on the sheet[/dim]", soft_wrap=True)
-
-
 # ---------------------------------------------------------------- measures
 
 
@@ -229,10 +178,11 @@ def _measure(options: argparse.Namespace) -> int:
     from mmpretrain.evaluate.result import rows
     from mmpretrain.generate.measure import Task, measure
 
-    if options.prompt or options.prompts or options.image or options.keep_rows or options.out or options.save_images:
-        raise UserError("--measure takes its prompts from the captions of a set: leave out --prompt, --image, --out and the like")
+    if given := _given(options, _OF_PROMPTS):
+        raise UserError(f"--measure takes its prompts from the captions of a set, and draws no sheet: leave out {given}")
     if options.features is not None and options.inception is None:
         raise UserError("--features holds features of real pictures by an Inception: name its weights with --inception")
+    output.check_file("--json", options.json)
     generator = _generator(options)
     (data,) = named_sets([options.measure], generator.dalle)
     judges = _judges(options, generator)
@@ -241,7 +191,7 @@ def _measure(options: argparse.Namespace) -> int:
         results = measure(generator, data, judges, task, progress)
     suite.show(results, title="Generation")
     if options.json is not None:
-        told = {**_facts(options, generator, task.sampling), "n": task.n, "rows": rows(results)}
+        told = {**output.facts(options, generator, task.sampling), "n": task.n, "rows": rows(results)}
         write_atomic(options.json, (json.dumps(told, indent=2) + "\n").encode("utf-8"))
     return 0
 
@@ -259,11 +209,11 @@ def _judges(options: argparse.Namespace, generator: Generator) -> Any:
 
     clip = getattr(generator.scorer, "pretrained", None)
     if options.judge is not None:
-        clip = ClipScorer(mmpretrain.load(checkpoint(options.judge), options.weights, device=_device(options.device))).pretrained
+        clip = ClipScorer(mmpretrain.load(_place(options.judge), device=options.device)).pretrained
     inception = None if options.inception is None else Inception.load(options.inception)
     features = None
     if options.features is not None and inception is not None:
         features = Reference("inception", inception.features, *read_features(options.features))
     real = None if options.real is None else open_set("real", options.real)
-    probe = None if options.probe == "none" else trained(open_set("probe", options.probe))
+    probe = None if options.probe == "none" else trained(open_set("probe", options.probe or "scenes:train"))
     return Judges(probe, clip, inception, features, real)

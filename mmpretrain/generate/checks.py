@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from mmpretrain.data.codes_info import CodesInfo, digest
-from mmpretrain.evaluate.pretrained import Pretrained
-from mmpretrain.objectives.next_token import NextCode
+import torch
 
+from mmpretrain.data.codes_info import CodesInfo, digest
+from mmpretrain.evaluate.loading import find, load
+from mmpretrain.evaluate.pretrained import Pretrained
+from mmpretrain.objectives.next_token import NextCode, NextText
+
+_LOG = logging.getLogger("mmpretrain")
 _MOST = 1_000_000  # tokens of a prompt that are counted
 
 
@@ -30,16 +36,39 @@ def head_of(dalle: Pretrained) -> str:
     return found
 
 
+def codes_of(dalle: Pretrained) -> CodesInfo | None:
+    """What made the codes that a transformer was trained on; None where its checkpoint does not say."""
+    told = dalle.about.get("codes")
+    return CodesInfo.from_json(told, dalle.source) if told else None
+
+
 def same_codes(dalle: Pretrained, dvae: Pretrained) -> CodesInfo | None:
-    """What made the codes that a transformer was trained on; None where its checkpoint does not say.
+    """:func:`codes_of`, held to an autoencoder; with a warning where the checkpoint does not say whose codes they are.
 
     Raises:
         ValueError: see :func:`made_codes`.
     """
-    told = dalle.about.get("codes")
-    info = CodesInfo.from_json(told, dalle.source) if told else None
+    info = codes_of(dalle)
     made_codes(dvae, dalle.model.spec.codes, info, dalle.source)
+    if info is None or not info.weights:
+        _LOG.warning("%s does not say whose codes it was trained on: %s may be another autoencoder than theirs", dalle.source, dvae.source)
     return info
+
+
+def maker(path: str | Path, info: CodesInfo | None, device: str | torch.device = "cpu") -> Pretrained:
+    """An autoencoder as ``load`` opens it; of a run whose best checkpoint did not make the codes ``info``, the last one if that did."""
+    found = load(path, device=device)
+    if info is None or not info.weights or not Path(path).is_dir() or find(Path(path)) == find(Path(path), "last"):
+        return found
+    if digest(found.model.state_dict()) == info.weights:
+        return found
+    last = load(path, which="last", device=device)
+    return last if digest(last.model.state_dict()) == info.weights else found
+
+
+def unguided(dalle: Pretrained) -> bool:
+    """Whether a transformer was trained with its captions alone, so that it never saw the empty one that guidance needs."""
+    return not any(isinstance(one, NextText) and one.dropout > 0 for one in dalle.objectives.values())
 
 
 def made_codes(dvae: Pretrained, codes: int, info: CodesInfo | None, reader: str) -> None:

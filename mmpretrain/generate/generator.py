@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from mmpretrain.types import Text
 
 DECODED = 1 << 22  # pixels that the decoder makes at a time
 DEFAULT = Sampling()
+_LOG = logging.getLogger("mmpretrain")
 
 
 class Generated(NamedTuple):
@@ -82,6 +84,12 @@ class Generator:
         self.grid: tuple[int, int] = dalle.model.spec.code_grid
         self.codes: int = dalle.model.spec.codes
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a picture in pixels."""
+        side = self.dvae.model.spec.patch_size or 1
+        return self.grid[1] * side, self.grid[0] * side
+
     @classmethod
     def load(
         cls,
@@ -91,19 +99,21 @@ class Generator:
         weights: str = "auto",
         device: str | torch.device = "cpu",
     ) -> Generator:
-        """From checkpoints, or folders of runs, as ``mmpretrain.load`` takes them.
+        """From checkpoints, or folders of runs, as ``mmpretrain.load`` takes them; of the run of an autoencoder whose best checkpoint did
+        not make the codes, the last one if that did.
 
         Args:
             dalle, dvae: see the class.
             rerank: a dual encoder (CLIP), by whose cosines pictures are ordered; None: none.
-            weights: of all of them, "auto", "raw" or "ema".
+            weights: of the transformer, "auto", "raw" or "ema"; the others are opened with "auto", as ``mmpretrain data tokens`` does.
             device: where the models go.
 
         Raises:
             ValueError: see the class and ``mmpretrain.load``; ``rerank`` names no dual encoder over pictures.
         """
-        scorer = None if rerank is None else ClipScorer(load(rerank, weights, device=device))
-        return cls(load(dalle, weights, device=device), load(dvae, weights, device=device), scorer)
+        scorer = None if rerank is None else ClipScorer(load(rerank, device=device))
+        opened = load(dalle, weights, device=device)
+        return cls(opened, checks.maker(dvae, checks.codes_of(opened), device), scorer)
 
     def __call__(
         self,
@@ -133,6 +143,12 @@ class Generator:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         prompts = checks.prompts(prompts, self.dalle, self.scorer)
         sampling = sampling.check(self.codes)
+        if sampling.guided and checks.unguided(self.dalle):
+            _LOG.warning(
+                "guidance=%g: %s never saw an empty caption, which guidance leads away from; train with NextText(dropout=0.1)",
+                sampling.guidance,
+                self.dalle.source,
+            )
         given_n = None if start is None else self.begin(start)
         codes_PNL = self._draw(prompts, n, sampling, given_n, batch, progress)
         found = []

@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmpretrain.data.codes_info import CodesInfo
-from mmpretrain.evaluate.loading import load
 from mmpretrain.evaluate.pretrained import Pretrained
-from mmpretrain.generate.checks import made_codes
+from mmpretrain.generate.checks import made_codes, maker
 from mmpretrain.generate.choosing import Sampling, sample_key
 from mmpretrain.generate.generator import as_bytes, image_of
 from mmpretrain.generate.sampling import Request, sample
@@ -30,7 +29,7 @@ def open_dvae(path: str | Path, root: Pretraining, info: CodesInfo | None) -> Pr
     """The autoencoder that turns drawn codes into pictures, on the CPU.
 
     Args:
-        path: a checkpoint, or the folder of a run.
+        path: a checkpoint, or the folder of a run; see ``generate.checks.maker``.
         root: whose model draws.
         info: what made the codes of the data.
 
@@ -39,7 +38,7 @@ def open_dvae(path: str | Path, root: Pretraining, info: CodesInfo | None) -> Pr
     """
     if head_of(root) is None:
         raise ValueError(f"panels.dvae={path}: pictures are drawn by a model with an objective NextCode, which this recipe lacks")
-    found = load(path)
+    found = maker(path, info)
     made_codes(found, root.model.spec.codes, info, "the model of this run")
     return found
 

@@ -25,6 +25,7 @@ def place(tmp_path_factory) -> Path:
     checkpoint(folder / "clip.ckpt", "clip")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / "start.png")
     (folder / "broken.png").write_bytes(b"\x89PNG nothing")
+    (folder / "latin.txt").write_bytes(b"caf\xe9\n")
     (folder / "prompts.txt").write_text("two blue balls\n\n a small yellow cone \n")
     return folder
 
@@ -92,16 +93,70 @@ def test_completion_keeps_rows(place, tmp_path):
         (["--prompt", "x", "--batch", "0"], "batch=0"),
         (["--prompt", "x", "--device", "nowhere"], "--device nowhere cannot be used"),
         (["--prompts", "{place}/none.txt"], "none.txt"),
+        (["--prompt", "x", "--device", "nowhere"], "there is no such device; take cpu, cuda or cuda:1"),
+        (["--prompts", "{place}/latin.txt"], "latin.txt: not a text in UTF-8 (byte 4 is 0xe9)"),
+        (["--prompt", "x", "--columns", "0"], "columns=0 must be at least 1"),
+        (["--prompt", "x", "--n", "1600", "--columns", "8"], "8 columns, is more than 16384 a side; ask for other columns"),
+        (["--prompt", "x", "--n", "99999"], "more than 16384 a side"),
+        (["--prompt", "x", "--json", "{place}"], "there is a folder of that name; name a file"),
+        (["--prompt", "x", "--json", "grid.png"], "the sheet has that name"),
+        (["--prompt", "x", "--out", "{place}/prompts.txt/g.png"], "prompts.txt is a file"),
+        (["--prompt", "x", "--out", "{place}/prompts.txt/a/g.png"], "prompts.txt is a file"),
+        (["--prompt", "x", "--out", "g" * 250 + ".png"], "File name too long"),
+        (["--prompt", "x", "--save-images", "{place}/prompts.txt"], "prompts.txt is a file"),
+        (["--prompt", "x", "--save-images", "/proc/pictures"], "nothing can be written into /proc"),
+        (["--prompt", "x", "--judge", "{place}/clip.ckpt", "--limit", "3"], "--limit, --judge can only be used with --measure"),
+        (["--prompt", "x", "--probe", "none"], "--probe can only be used with --measure"),
+        (["--prompt", "x", "--inception", "i.pth"], "--inception can only"),
+        (["--prompt", "x", "--real", "scenes:val"], "--real can only"),
+        (["--prompt", "x", "--features", "f.npz"], "--features can only"),
+        (["--measure", "scenes:val", "--columns", "4"], "leave out --columns"),
+        (["--measure", "scenes:val", "--json", "{place}"], "there is a folder of that name; name a file"),
         (["--prompt", "x", "--measure", "scenes:val"], "takes its prompts from the captions"),
         (["--measure", "scenes:val", "--features", "f.npz"], "--inception"),
     ],
 )
 def test_refusals_are_one_line(place, words, named, capsys, tmp_path, monkeypatch):
+    """Before anything is drawn."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmpretrain.generate.sampling.choose", None)
     assert main(command(place, *(word.format(place=place) for word in words))) == 2
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and told.err.startswith("mmpretrain: error: ") and named in told.err, told.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_columns_where_a_sheet_would_be_too_high(place, tmp_path):
+    words = ["--prompt", "a red cube", "--n", "1300", "--top-k", "1", "--batch", "1300"]
+    assert main(command(place, *words, "--out", str(tmp_path / "g.png"))) == 0
+    sheet = Image.open(tmp_path / "g.png")
+    assert max(sheet.size) <= 16384 and sheet.width > 8 * 102  # eight columns would be 17 thousand pixels high
+
+
+def test_names_and_prompts_are_no_markup(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+    prompts = ["a [/foo] b", "a [red] b", "a :dog: b [", "\\[x"]
+    words = [word for prompt in prompts for word in ("--prompt", prompt)]
+    files = ["--out", "o[/b] [red].png", "--json", "[/j].json", "--save-images", "[/s]"]
+    assert main(command(place, *words, "--n", "1", *files, "--rerank", str(place / "clip.ckpt"))) == 0
+    shown = capsys.readouterr().out
+    assert all(prompt in shown for prompt in prompts) and "4 pictures in" in shown and "o[/b] [red].png" in shown
+    assert main(command(place, "--prompt", "x", "--n", "1", "--out", "one.png")) == 0
+    assert "1 picture in" in capsys.readouterr().out
+
+
+def test_what_is_doubtful_is_said_in_a_line(place, tmp_path, caplog):
+    out = ["--n", "1", "--out", str(tmp_path / "g.png"), "--json", str(tmp_path / "g.json")]
+    assert main(command(place, "--prompt", "x", *out)) == 0 and not caplog.records
+    assert main(command(place, "--prompt", "x", "--guidance", "2", *out)) == 0
+    assert [r.getMessage().split(": ")[0] for r in caplog.records] == ["guidance=2"] and "never saw an empty caption" in caplog.text
+    caplog.clear()
+    dalle(tmp_path / "untold.ckpt", dropout=0.1)
+    assert main(command(place, "--prompt", "x", "--guidance", "2", "--ckpt", str(tmp_path / "untold.ckpt"), *out)) == 0
+    assert len(caplog.records) == 1 and "does not say whose codes it was trained on" in caplog.text
+    told = json.loads((tmp_path / "g.json").read_text())
+    assert told["codes"] is None and told["weights"] == "raw" and len(told["dvae_weights"]) == 64
 
 
 def test_measures_of_a_set(place, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,16 @@ GRID, POSITIONS = (4, 4), 24
 IMAGE = {"mode": "clip", "size": SIZE, "normalize": "unit", "decoder": "pil"}
 
 
-def dalle_config(_: str, vocab: int, __: bool) -> dict[str, Any]:
+def dalle_config(_: str, vocab: int, __: bool, dropout: float = 0.0) -> dict[str, Any]:
     system = node(DALLE, width=64, depth=3, heads=2, vocab_size=vocab, codes=CODES, text_positions=POSITIONS, grid=list(GRID), gain=1.0)
-    objectives = {"text": node(NextText), "code": node(NextCode)}
+    objectives = {"text": node(NextText, dropout=dropout), "code": node(NextCode)}
     return {"model": {"system": system, "objectives": objectives}, "data": {"image": IMAGE, "show": "codes"}}
 
 
-def dalle(path: Path, dvae: Path | None = None, seed: int = 0) -> Path:
+def dalle(path: Path, dvae: Path | None = None, seed: int = 0, dropout: float = 0.0) -> Path:
     """With weights of the heads drawn too, which start at 0; it says that its codes are of the autoencoder ``dvae``."""
     about = {} if dvae is None else {"codes": info(dvae).to_json()}
-    made = checkpoint(path, config=dalle_config, tokenizer="byte_bpe", seed=seed, **about)
+    made = checkpoint(path, config=partial(dalle_config, dropout=dropout), tokenizer="byte_bpe", seed=seed, **about)
     content = torch.load(made, weights_only=True)
     generator = torch.Generator().manual_seed(seed)
     for name, value in content["state_dict"].items():
