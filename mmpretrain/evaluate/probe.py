@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from mmpretrain.evaluate.samples import EvalSet, chosen
 STRIDE = 4
 _CHANNELS = (16, 32, 48)
 _CHUNK = 256
+_LOG = logging.getLogger("mmpretrain")
 Report = Callable[[int, int], None]  # (steps done, steps)
 
 
@@ -114,7 +116,8 @@ def labelled(data: EvalSet, limit: int | None, side: int) -> Labelled:
             continue
         try:
             pixels.append(_pixels(decode_image(sample.images[0]), side))
-        except BadSample:
+        except BadSample as error:
+            _LOG.warning("left out of the probe: sample %s: %s", sample.key, error)
             continue
         things.append(tuple(found))
     if not pixels:

@@ -193,6 +193,15 @@ def chain(tmp_path_factory) -> Generator:
     return found
 
 
+def test_pictures_that_cannot_be_read_are_left_out_with_a_warning(few, caplog):
+    samples = [few.samples[i] for i in range(4)]
+    samples[1] = samples[1]._replace(images=(b"no picture",))
+    found = labelled(few._replace(samples=samples), None, 64)
+    assert len(found.pixels_NCHW) == len(found.things) == 3
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"left out of the probe: sample {samples[1].key}: picture cannot be decoded")
+
+
 def test_the_whole_table(chain, few, monkeypatch):
     monkeypatch.setattr("mmpretrain.generate.checks.counter", lambda model: (lambda text: 0, 24))
     clip = chain.scorer.pretrained
