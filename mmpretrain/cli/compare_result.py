@@ -118,15 +118,17 @@ def _row(made: Comparison, line: comparison.Line) -> Row:
 
 
 def _table(made: Comparison, rows: Sequence[Row], facts: Sequence[Row], group: Sequence[int]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
     title = f"Comparison, seeds {', '.join(map(str, made.seeds))}"
-    found = Table("measurement", "chance", *(made.systems[i] for i in group), title=title, title_justify="left")
+    systems = [Column(Text(made.systems[i])) for i in group]  # Text: names of recipes are no markup
+    found = Table("measurement", "chance", *systems, title=title, title_justify="left")
     for column in found.columns[1:]:
         column.justify = "right"
     leaders = [comparison.leader(line) for line in made.lines if line.headline]
     for (name, chance, cells), best in zip(rows, leaders, strict=True):
-        found.add_row(name, chance, *(f"[bold]{cells[i]}[/bold]" if made.systems[i] == best else cells[i] for i in group))
+        found.add_row(Text(name), chance, *(f"[bold]{cells[i]}[/bold]" if made.systems[i] == best else cells[i] for i in group))
     found.add_section()
     for name, chance, cells in facts:
         found.add_row(name, chance, *(cells[i] for i in group))

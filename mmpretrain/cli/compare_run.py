@@ -78,7 +78,7 @@ def run_all(jobs: Sequence[Job]) -> dict[str, str]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, failed = Console(stderr=True), {}
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("runs"))
-    clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[doing]}", style="cyan"))
+    clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[doing]}", style="cyan", markup=False))
     with Progress(*columns, *clock, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("compare", total=len(jobs), doing="")
         for number, job in enumerate(jobs, 1):

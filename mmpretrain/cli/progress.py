@@ -47,7 +47,7 @@ class Bar(ProgressBar):
         if not self._enabled or self._progress is not None:
             return
         columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        remaining = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", style="cyan"))
+        remaining = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", style="cyan", markup=False))
         terminal = self.console.is_terminal
         self._progress = Progress(*columns, *remaining, console=self.console, disable=not terminal, refresh_per_second=4)
         self._progress.start()
@@ -81,7 +81,7 @@ class Bar(ProgressBar):
         elif text:
             of = f"/{self._total}" if self._total else ""
             line = f"step {trainer.global_step}{of}, {duration(now - self._begin)}: {text}"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()

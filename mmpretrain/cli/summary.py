@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mmpretrain.evaluate import suite
 from mmpretrain.evaluate.result import Result, rows, shown
@@ -104,7 +105,7 @@ def table(results: Sequence[Result], speeds: Sequence[Mapping[str, Any]]) -> Tab
     for result in results:
         if headline(result.name):
             chance = "" if result.chance is None else f"{100 * result.chance:.1f} %"
-            made.add_row(result.name, shown(result.name, result.value), chance, str(result.stamp.count))
+            made.add_row(Text(result.name), shown(result.name, result.value), chance, str(result.stamp.count))
     made.add_section()
     names = dict(SPEED)
     for row in speeds:

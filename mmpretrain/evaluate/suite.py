@@ -138,6 +138,7 @@ def metrics(results: Iterable[Result], prefix: str = "val") -> dict[str, float]:
 def table(results: Iterable[Result], title: str = "Evaluation") -> Table:
     """A Rich table: measurement, value, chance, samples, weights."""
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(title=title)
     made.add_column("measurement", overflow="fold")
@@ -146,15 +147,16 @@ def table(results: Iterable[Result], title: str = "Evaluation") -> Table:
     for result in results:
         value = shown(result.name, result.value)
         chance = "" if result.chance is None else shown(result.name, result.chance)
-        made.add_row(result.name, value, chance, str(result.stamp.count), result.stamp.weights)
+        made.add_row(Text(result.name), value, chance, str(result.stamp.count), result.stamp.weights)
     return made
 
 
 def show(results: Sequence[Result], console: Any = None, title: str = "Evaluation") -> None:
     """Print the table and, below it, each protocol once."""
     from rich.console import Console
+    from rich.text import Text
 
     console = console or Console()
     console.print(table(results, title))
     for stamp in dict.fromkeys((r.stamp.data, r.stamp.protocol, r.stamp.precision) for r in results):
-        console.print(f"[dim]{stamp[0]}: {stamp[1]}; {stamp[2]}[/dim]", highlight=False)
+        console.print(Text(f"{stamp[0]}: {stamp[1]}; {stamp[2]}", style="dim"))

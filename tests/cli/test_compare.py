@@ -155,7 +155,7 @@ def test_a_line_names_the_few() -> None:
 def test_many_systems_come_in_tables_that_fit() -> None:
     from rich.console import Console
 
-    names = [f"system-{i}" for i in range(9)]
+    names = [f"system-{i}" for i in range(7)] + ["[red]", "[/x]"]
     rows = lambda value: (
         {"name": "retrieval/few/i2t_R@1", "value": value, "chance": 0.1, "stamp": {"data": "d", "protocol": "p", "count": 9}},
     )

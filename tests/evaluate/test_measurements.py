@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import evaluation as fakes
+from rich.console import Console
 
+from mmpretrain.cli import summary
+from mmpretrain.evaluate import suite
 from mmpretrain.evaluate.engine import cut
 from mmpretrain.evaluate.matching import edit_pairs, matching, random_pairs
+from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import retrieval
 from mmpretrain.evaluate.samples import choose
 from mmpretrain.evaluate.suite import Limits, evaluate
@@ -145,3 +149,13 @@ def test_batches_keep_the_budget() -> None:
     assert [i for group in groups for i in group] == list(range(200))
     assert all(len(group) * max(cost[i] for i in group) <= 100 for group in groups)
     assert list(cut([], [], 10)) == [] and list(cut([7], [99], 10)) == [[7]]
+
+
+def test_names_of_sets_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    made = [Result("retrieval/a[/b]/i2t_R@1", 0.5, 0.1, Stamp("a[/b]@0", "images of [red]", "fp32", 4, "raw"))]
+    suite.show(made)
+    shown = capsys.readouterr().out
+    assert "retrieval/a[/b]/i2t_R@1" in shown and "a[/b]@0: images of [red]; fp32" in shown
+    Console().print(summary.table(made, []))
+    assert "retrieval/a[/b]/i2t_R@1" in capsys.readouterr().out
