@@ -4,7 +4,8 @@
 
 For every sample with a true text, tokens are masked by the rule of the run's recipe with fixed draws; the loss of the same tokens is taken
 with the sample's own image and with that of a sample with another text. The gain is the mean difference for each masked token, in nats; its
-standard error is that of a ratio over samples, however often each is masked anew (``--draws``). Works for every fusion model with a masked-language objective, on pixels or on regions.
+standard error is that of a ratio over samples, however often each is masked anew (``--draws``). Works for every fusion model with a
+masked-language objective, on pixels or on regions.
 """
 
 from __future__ import annotations
