@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import scene_regions
+from helpers.recipes import module_on_meta, parsed, root_on_meta
 
 from mmpretrain.cli.layering import layer, leaves, names, read, shipped
 from mmpretrain.cli.systems import FIELDS, header, recipes
@@ -15,42 +16,6 @@ from mmpretrain.cli.systems import FIELDS, header, recipes
 ROOT = shipped()
 RECIPES = [recipe.recipe for recipe in recipes()]
 SIZES = [name for name in names() if name.startswith("sizes/")]
-
-
-def parsed(files: list[str], *options: str):
-    """The namespace of ``fit`` for these files, as the command line makes it, before anything is instantiated."""
-    from mmpretrain.cli.train import CLI
-
-    class ParseOnly(CLI):
-        def before_instantiate_classes(self) -> None:
-            self._dump_config()
-
-        def instantiate_classes(self) -> None:
-            return None
-
-    return ParseOnly("fit", layer(files), list(options))
-
-
-def module_on_meta(files: list[str]):
-    """What is trained, objectives bound, without memory."""
-    import torch
-
-    from mmpretrain.train.pretraining import Pretraining
-    from mmpretrain.types import Vocabulary
-
-    cli = parsed(files)
-    with torch.device("meta"):
-        built = cli.parser.instantiate_classes(cli.config).fit.model
-        root: Pretraining = built.root
-        known = Vocabulary(root.model.spec.vocab_size, 0, 1, 2, 3, (0, 1, 2, 3), answers=("no", "yes"))
-        paper = str(files[0]).startswith("paper/")  # these say everything themselves; recipes on scenes have 6 shapes and 14 attributes
-        root.bind(known if paper else known._replace(region_classes=6, region_attributes=14))
-    return built
-
-
-def root_on_meta(files: list[str]):
-    """The model and its bound objectives, without memory."""
-    return module_on_meta(files).root
 
 
 def count(module) -> int:

@@ -12,14 +12,10 @@ import pytest
 from train.fakes import FakeData
 from train.runs import build, trainer
 
+from mmpretrain.cli.layering import layer
 from mmpretrain.train.callbacks import Metrics
 from mmpretrain.train.checkpoint import Checkpoints
 from mmpretrain.train.phases import Phases, Ramp
-
-PAPER = {
-    "model.temperature": {"from": 1.0, "to": 0.0625, "over": 150_000, "shape": "cosine"},
-    "elbo.kl_weight": {"from": 0.0, "to": 6.6, "over": 5000},
-}
 
 
 def owners(**more: Any) -> dict[str, Any]:
@@ -27,7 +23,8 @@ def owners(**more: Any) -> dict[str, Any]:
 
 
 def test_the_schedules_of_dall_e_at_golden_points():
-    phases = Phases([{"set": PAPER}])
+    """Those that ``configs/paper/dvae.yaml`` has (section A.2)."""
+    phases = Phases(layer(["paper/dvae.yaml"]).config["model"]["phases"])
     points = {0: (1.0, 0.0), 2500: (None, 3.3), 5000: (None, 6.6), 75_000: (0.53125, 6.6), 150_000: (0.0625, 6.6), 3_000_000: (0.0625, 6.6)}
     for step, (temperature, beta) in points.items():
         found = owners()

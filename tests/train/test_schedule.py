@@ -101,11 +101,3 @@ def test_milestones_are_those_of_torch() -> None:
 def test_impossible_milestones_are_an_error(at: list[float]) -> None:
     with pytest.raises(ValueError, match=r"schedule\.at"):
         Milestones(at)
-
-
-def test_the_step_size_of_dall_es_dvae() -> None:
-    """Half a cosine from 1e-4 to 1.25e-6 over 1,200,000 of 3,000,000 updates (arXiv 2102.12092, section A.2)."""
-    schedule = WarmupCosine(total=1_200_000, floor=0.0125)
-    rates = [1e-4 * schedule.factor(step, 1_200_000) for step in (0, 300_000, 600_000, 1_200_000, 2_999_999)]
-    quarter = 1.25e-6 + (1e-4 - 1.25e-6) * (1 + 0.5**0.5) / 2
-    assert rates == pytest.approx([1e-4, quarter, (1e-4 + 1.25e-6) / 2, 1.25e-6, 1.25e-6], rel=1e-12)
