@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import tiny_dvae
+from helpers import run_folder, tiny_dvae
 from helpers.checkpoints import checkpoint
 from helpers.generation import dalle
 
@@ -43,10 +43,10 @@ def test_a_tiny_chain(benchmark, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "trained", lambda data: _quick(data))
     monkeypatch.setattr("mmpretrain.generate.checks.counter", lambda model: (lambda text: 0, 24))
     scenes.write(tmp_path / "few", n=24, seed=3, split="val", workers=1, progress=False)
-    tiny_dvae.make(tmp_path / "dvae.ckpt")
-    dalle(tmp_path / "dalle.ckpt", tmp_path / "dvae.ckpt")
+    dvae = run_folder.make(tmp_path / "dvae", lambda file, seed: tiny_dvae.make(file, seed=seed))
+    dalle(tmp_path / "dalle.ckpt", dvae)  # whose codes are of the best checkpoint, as data tokens makes them
     checkpoint(tmp_path / "clip.ckpt", "clip")
-    words = [f"--{name}={tmp_path / name}.ckpt" for name in ("dvae",)] + [f"--ckpt={tmp_path}/dalle.ckpt", f"--rerank={tmp_path}/clip.ckpt"]
+    words = [f"--dvae={dvae}", f"--ckpt={tmp_path}/dalle.ckpt", f"--rerank={tmp_path}/clip.ckpt"]
     words += [f"--{name}={tmp_path}/few" for name in ("data", "probe", "real")]
     words += ["--n=2", "--limit=6", "--device=cpu", f"--json={tmp_path}/out.json", "--seeds", "0", "5"]
     assert benchmark.main(words) == 0
