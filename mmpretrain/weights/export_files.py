@@ -73,7 +73,7 @@ def open_clip_preprocess(transform: Any) -> dict[str, Any]:
 
 
 def provenance(pretrained: Any) -> dict[str, Any]:
-    """Where the weights come from: checkpoint, configuration, data, tokenizer."""
+    """Where the weights come from: checkpoint, configuration, data with what made their regions and codes, tokenizer."""
     about = dict(getattr(pretrained, "about", {}))
     tokenizer = pretrained.tokenizer.to_json() if pretrained.tokenizer is not None else ""
     return {
@@ -82,6 +82,7 @@ def provenance(pretrained: Any) -> dict[str, Any]:
         "step": about.get("step"),
         "data_fingerprint": about.get("data_fingerprint"),
         "regions": about.get("regions"),
+        "codes": about.get("codes"),
         "global_batch": about.get("global_batch"),
         "versions": about.get("versions"),
         "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),

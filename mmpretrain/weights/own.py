@@ -6,8 +6,8 @@ file                 content
 model.safetensors    fp32; ``model.NAME`` and ``objectives.OBJECTIVE.NAME``, names as in ``state_dict()`` of the classes that the
                      configuration names; a tied decoder is not written beside the table that it is
 mmpretrain.json      ``version`` 1, ``sha256`` of the tensors' file, ``weights`` (raw or ema), ``about``: ``config`` (resolved),
-                     ``vocabulary``, ``tokenizer`` (JSON text), ``step``, ``data_fingerprint``, ``regions`` (what made the regions),
-                     ``versions``
+                     ``vocabulary``, ``tokenizer`` (JSON text), ``step``, ``data_fingerprint``, ``regions`` and
+                     ``codes`` (what made them), ``versions``
 ===================  =====================================================================================================
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import scene_regions
+from helpers import scene_codes, scene_regions
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -76,6 +76,8 @@ def test_beit_is_trained_measured_embedded_and_exported(shards: Path, capfd: pyt
         names = {output["name"] for output in report["outputs"]}
         logits = "logits of codes" if to == "transformers" else "logits of mim"
         assert report["largest_difference"] < 1e-5 and logits in names and report["tokenizer_equal"] is None
+        assert json.loads(Path(to, "provenance.json").read_text())["codes"] == json.loads((shards / "val/codes/codes.json").read_text())
+    assert json.loads(Path("safetensors", "mmpretrain.json").read_text())["about"]["codes"]["fingerprint"] == scene_codes.INFO.fingerprint
     assert report["samples"]["images"] == 8
     assert (1 > json.loads(Path("transformers", "export_report.json").read_text())["preprocessing_mean_difference_of_255"]) is True
     again = mmpretrain.load("safetensors")
