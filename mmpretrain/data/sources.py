@@ -120,9 +120,17 @@ def _expand_one(text: str, split: str) -> list[Path] | list[str]:
     text = _VARIABLE.sub(_variable, text)
     if scheme := _SCHEME.match(text):
         return _addresses(text, scheme[1].lower(), scheme[2] or "")
-    if Path(text).expanduser().exists():  # before braces: a real name may hold them
-        return _files(Path(text).expanduser(), text)
-    return [file for name in braces(text) for file in _files(Path(name).expanduser(), text)]
+    if _at_home(text, text).exists():  # before braces: a real name may hold them
+        return _files(_at_home(text, text), text)
+    return [file for name in braces(text) for file in _files(_at_home(name, text), text)]
+
+
+def _at_home(name: str, text: str) -> Path:
+    """The path, with ``~`` and ``~USER`` expanded."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(f"data: source {text!r}: there is no home folder of {Path(name).parts[0]}; write the whole path") from None
 
 
 def _addresses(text: str, scheme: str, slashes: str) -> list[str]:

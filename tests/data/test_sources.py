@@ -55,6 +55,7 @@ def test_every_way_to_name_shards(folder, monkeypatch):
         ("/nowhere/x.tar", "/nowhere/x.tar does not exist"),
         ("/nowhere/{0..3}.tar", r"/nowhere/0.tar does not exist \(from '/nowhere/{0\.\.3}.tar'\)"),
         ("${SURELY_UNSET}/x", "needs the environment variable SURELY_UNSET, which is not set"),
+        ("~surely-nobody/x", "source '~surely-nobody/x': there is no home folder of ~surely-nobody; write the whole path"),
         ("", "an empty source"),
         ([], "no source given"),
         ("x{3..1}", "is empty or too long"),
