@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,7 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help=f"samples in one shard (default {SHARD_SIZE})")
     options = parser.parse_args(args)
     sources = named_sources(options.sources)
-    if options.weights is not None and (len(options.weights) != len(sources) or min(options.weights) <= 0):
+    if options.weights is not None and (len(options.weights) != len(sources) or not all(0 < one < math.inf for one in options.weights)):
         raise DataError(f"--weights: one positive number for each of the {len(sources)} sources")
     if options.n is not None and options.n < 1:
         raise DataError(f"--n {options.n}: at least one sample")

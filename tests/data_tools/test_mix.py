@@ -62,3 +62,13 @@ def test_mixture_of_shards(tmp_path, capsys):
     assert "big" in capsys.readouterr().out
     with pytest.raises(UserError, match="two sources are called 'a'"):
         data(["data", "mix", str(tmp_path / "a"), str(tmp_path / "a" / "0.tar"), "--out", str(tmp_path / "e")])
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "0", "-1"])
+def test_weights_that_are_no_weights_are_refused_before_indexing(tmp_path, weight):
+    for name in ("a", "b"):
+        write_tar(tmp_path / name / "0.tar", sample(0))
+    command = ["data", "mix", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--weights", weight, "1"]
+    with pytest.raises(UserError, match="--weights: one positive number for each of the 2 sources"):
+        data(command)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["0.tar", "0.tar"]
