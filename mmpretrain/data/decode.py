@@ -15,6 +15,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,15 +69,17 @@ def decode_text(data: bytes) -> str:
 
 
 def decode_json(data: bytes) -> dict[str, Any]:
-    """A JSON object; no NaN, no nesting beyond 32.
+    """A JSON object; no NaN, no repeated key, no nesting beyond 32.
 
     Raises:
-        BadSample: too long, too deep, not JSON, or not an object.
+        BadSample: too long, too deep, not JSON, not an object, or an object in it has a key twice.
     """
     if len(data) > MAX_JSON:
         raise BadSample(f"JSON of {len(data)} bytes is longer than {MAX_JSON}")
     try:
-        found = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
+        found = _JSON.decode(data.decode("utf-8-sig"))
+    except BadSample:
+        raise
     except RecursionError:
         raise BadSample(f"JSON is nested deeper than {MAX_JSON_DEPTH}") from None
     except ValueError as error:
@@ -85,7 +88,7 @@ def decode_json(data: bytes) -> dict[str, Any]:
         raise BadSample("JSON is not an object")
     level: list[Any] = [found]
     for _ in range(MAX_JSON_DEPTH):
-        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node) if isinstance(child, dict | list)]
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node) if isinstance(child, _NESTED)]
         if not level:
             return found
     raise BadSample(f"JSON is nested deeper than {MAX_JSON_DEPTH}")
@@ -93,6 +96,18 @@ def decode_json(data: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise BadSample(f"JSON has a key twice ({name[:40]!r})")
+    return found
+
+
+_NESTED = (dict, list)
+_JSON = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_no_constant)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

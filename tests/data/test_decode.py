@@ -7,6 +7,7 @@ import json
 import pytest
 from helpers.pictures import flat
 
+from mmpretrain.data.bad import reason_of
 from mmpretrain.data.decode import assemble, decode_json, decode_text, join
 from mmpretrain.data.errors import BadSample
 
@@ -24,6 +25,13 @@ def test_json_rules():
     for data, message in [(b"[1]", "not an object"), (b'{"a": NaN}', "NaN is not JSON"), (b"{", "cannot be read")]:
         with pytest.raises(BadSample, match=message):
             decode_json(data)
+
+
+@pytest.mark.parametrize("data", [b'{"captions": ["x"], "captions": ["y"]}', b'{"a": [{"captions": 1, "b": 2, "\\u0063aptions": 1}]}'])
+def test_a_repeated_key_loses_nothing_in_silence(data):
+    with pytest.raises(BadSample, match=r"^JSON has a key twice \('captions'\)$") as caught:
+        decode_json(data)
+    assert reason_of(caught.value, "") == "JSON has a key twice"
 
 
 def meta(**fields) -> bytes:
