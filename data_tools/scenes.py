@@ -258,9 +258,10 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = _Parser)
     parser.add_argument("--size", type=int, default=IMAGE_SIZE, help=f"side of the pictures in pixels (default {IMAGE_SIZE})")
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help=f"samples in one shard (default {SHARD_SIZE})")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each core, at most 8)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     chosen = parser.parse_args(args)
     try:
-        write(chosen.out, chosen.n, chosen.seed, chosen.split, chosen.shard_size, True, chosen.size, chosen.workers)
+        write(chosen.out, chosen.n, chosen.seed, chosen.split, chosen.shard_size, not chosen.quiet, chosen.size, chosen.workers)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -24,7 +24,8 @@ class OneLine(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             word = message.removeprefix("unrecognized arguments: ").split()[0]
             message = f"unknown option '{word}'.{nearest(word.split('=')[0], _options(self))}"
-        sys.exit(show(f"{self.prog.removeprefix('mmpretrain ')}: {message.rstrip('.')}. See {self.prog} --help"))
+        message = message if message.endswith("?") else f"{message.rstrip('.')}."
+        sys.exit(show(f"{self.prog.removeprefix('mmpretrain ')}: {message} See {self.prog} --help"))
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:

@@ -165,6 +165,14 @@ def test_command(tmp_path, capsys):
     assert stop.value.code == 2 and error.splitlines()[-1].startswith("mmpretrain data scenes: argument --split: invalid choice: 'trian'")
 
 
+@pytest.mark.parametrize("more", [[], ["--quiet"]])
+def test_quiet_shows_no_progress(tmp_path, monkeypatch, more):
+    asked = []
+    monkeypatch.setattr(scenes, "write", lambda *arguments: asked.append(arguments[5]))
+    assert scenes.main(["--out", str(tmp_path / "shards"), "--n", "3", *more]) == 0
+    assert asked == [not more]
+
+
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="split 'test'"):
         scenes.write(tmp_path / "a", 1, 0, "test")
