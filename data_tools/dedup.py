@@ -204,8 +204,8 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     if options.out:
         gone, starts = {one.sample for one in found}, [0, *ends[:-1].tolist()]
         kept = [[n, s] for n, start in enumerate(starts) for s in range(int(ends[n]) - start) if start + s not in gone]
+        write_jsonl(options.out / REPORT, rows)  # before the last step, which makes the folder complete
         rewrite(options.out, {"": kept}, paths, asked, options.shard_size, engine)
-        write_jsonl(options.out / REPORT, rows)
     else:
         quarantine.replace(options.list, "dedup", rows, {path.name for path in paths})
         if state is not None:

@@ -206,8 +206,8 @@ def filter_shards(
     work = Filter(sources, checkpoint, device, state, engine or {})
     work.run(steps)
     made = {"tool": "filter", "steps": [[step.name, step.kind, step.condition or dict(step.options)] for step in steps]}
+    write_json(out / REPORT, {**made, **work.report._asdict()})  # before the last step, which makes the folder complete
     rewrite(out, {"": work.written()}, inputs, made, shard_size, engine or {})
-    write_json(out / REPORT, {**made, **work.report._asdict()})
     return work.report
 
 

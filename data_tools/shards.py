@@ -155,6 +155,7 @@ def fresh_folder(out: Path, state: str) -> Path:
     if out.exists() and not (out / state).is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder: choose another --out or remove it")
     (out / state).mkdir(parents=True, exist_ok=True)
-    for left in out.rglob(".*.tar.*"):  # parts of shards that a killed process was writing
-        left.unlink(missing_ok=True)
+    for left in out.rglob(".*"):  # parts of files that a killed process was writing
+        if left.is_file():
+            left.unlink(missing_ok=True)
     return out / state

@@ -76,7 +76,8 @@ def test_manifest(tmp_path):
 def test_output_folder(tmp_path):
     out = tmp_path / "out"
     assert fresh_folder(out, ".state").is_dir()
-    (out / ".00000.tar.x3").touch()
+    for left in (".00000.tar.x3", ".manifest.json.x3"):
+        (out / left).touch()
     fresh_folder(out, ".state")  # of an interrupted run
     assert [path.name for path in out.iterdir()] == [".state"]
     (tmp_path / "file").touch()
