@@ -7,14 +7,15 @@ import io
 import json
 import os
 import pickle
+import select
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.pictures import REFUSED, bomb_png
+from helpers.bombs import BOMBS, MEMBERS, tar_of_zeros
+from helpers.pictures import REFUSED
 from helpers.shards import picture, sample, write_tar
 
 from mmpretrain.data.reader import ShardReader
@@ -134,38 +135,6 @@ def test_arrays_of_objects_are_ignored_and_said(tmp_path):
     assert reader.indexes[0].ignored == {"npy": 1} and not (tmp_path / "canary").exists()
 
 
-def npz_bomb() -> bytes:
-    """A file of a few hundred kilobytes that announces 96 MiB of features."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("features.npy", "w", force_zip64=True) as file:
-        for _ in range(96):
-            file.write(bytes(1 << 20))
-    return buffer.getvalue()
-
-
-def lying_npz() -> bytes:
-    """The same, announcing 1 KB."""
-    data = bytearray(npz_bomb())
-    at = data.rindex(b"PK\1\2")
-    data[at + 24 : at + 28] = (1024).to_bytes(4, "little")
-    return bytes(data)
-
-
-def lying_npy() -> bytes:
-    """A file of a kilobyte that announces a thousand million codes."""
-    text = b"{'descr': '<u2', 'fortran_order': False, 'shape': (31250, 32000), }\n"
-    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(1000)
-
-
-BOMBS = {
-    "png": ("image", lambda: bomb_png(12000)),
-    "gz": ("image", lambda: gzip.compress(bytes(100_000_000), 1)),
-    "json": ("json", lambda: b'{"a":' + b"[" * 2_000_000 + b"]" * 2_000_000 + b"}"),
-    "text": ("text", lambda: b"x" * 50_000_000),
-    "npz": ("regions", npz_bomb),
-    "lying npz": ("regions", lying_npz),
-    "npy": ("codes", lying_npy),
-}
 MEASURE = """
 import json, resource, sys
 from mmpretrain.data.codec import codec
@@ -198,6 +167,69 @@ def test_bombs_are_refused_in_little_memory(tmp_path):
     command = [sys.executable, "-c", MEASURE, json.dumps(files)]
     said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.split()
     assert len(said) == len(BOMBS) + 2 and all(int(mebibytes) < 64 for mebibytes in said), said  # two pictures, two decoders
+
+
+SERVE = """
+import sys, time
+from mmpretrain.data.codec import codec
+from mmpretrain.data.codes import decode_codes
+from mmpretrain.data.errors import BadSample
+from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.regions import decode_regions
+replies, sys.stdout = sys.stdout, sys.stderr
+
+def refused(path):
+    reader, bad = ShardReader([path]), 0
+    for number in range(len(reader)):
+        try:
+            sample = reader.read(number)
+            for data in sample.images:
+                codec("pil").decode(data)
+            if sample.regions is not None:
+                decode_regions(sample.regions)
+            if sample.codes is not None:
+                decode_codes(sample.codes)
+        except BadSample:
+            bad += 1
+    return bad
+
+def hold():
+    held = b"x" * (100 << 20)
+    time.sleep(0.2)
+    return -1
+
+for line in sys.stdin:
+    print(hold() if line == "hold\\n" else refused(line[:-1]), file=replies, flush=True)
+"""
+
+
+def anonymous(process: int) -> int:
+    """Anonymous memory of a process in MiB: pages of mapped files do not count."""
+    return next(int(line.split()[1]) >> 10 for line in Path(f"/proc/{process}/status").read_text().splitlines() if line[:7] == "RssAnon")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.fault(14)
+def test_bombs_in_shards_take_little_memory(tmp_path):
+    """Growth of anonymous memory, seen from outside, over making the index of a shard and reading all its samples."""
+    shards = [write_tar(tmp_path / f"{kind}.tar", [*sample(0), (f"bomb.{MEMBERS[of]}", make())]) for kind, (of, make) in BOMBS.items()]
+    shards += [tar_of_zeros(tmp_path / f"{size}.tar", "bomb.txt", size) for size in (50_000_000, 300_000_000)]
+    shards.sort(key=lambda path: path.stat().st_size)
+    found = {}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", SERVE], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for asked in (write_tar(tmp_path / "sound.tar", sample(0)), *shards, "hold"):
+            before = peak = anonymous(process.pid)
+            process.stdin.write(f"{asked}\n".encode())
+            process.stdin.flush()
+            while not select.select([process.stdout], [], [], 0)[0]:
+                peak = max(peak, anonymous(process.pid))
+            found[Path(asked).stem] = (int(process.stdout.readline()), peak - before)
+        process.stdin.close()
+    assert found.pop("sound")[0] == 0 and found.pop("hold")[1] >= 90  # the first imports; the last shows that growth is seen
+    assert len(found) == len(BOMBS) + 2 and all(bad == 1 and mebibytes < 64 for bad, mebibytes in found.values()), found
+    print(found)
 
 
 @pytest.mark.fault(18)
