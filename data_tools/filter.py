@@ -12,10 +12,10 @@ import numpy as np
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.index import open_index
 from mmpretrain.data_tools import filter_recipe
-from mmpretrain.data_tools.common import named_sources, table, tool_parser, write_json
+from mmpretrain.data_tools.common import device_of, named_sources, table, tool_parser, write_json
 from mmpretrain.data_tools.engine import options_of, run, stamp
 from mmpretrain.data_tools.filter_recipe import Step
-from mmpretrain.data_tools.filter_shard import filter_rows, hash_rows, score_rows, unpacked
+from mmpretrain.data_tools.filter_shard import check_scores, filter_rows, hash_rows, score_rows, unpacked
 from mmpretrain.data_tools.indexing import index
 from mmpretrain.data_tools.rewrite import STATE, Row, rewrite
 from mmpretrain.data_tools.shards import SHARD_SIZE, fresh_folder
@@ -196,10 +196,13 @@ def filter_shards(
         engine: arguments of :func:`mmpretrain.data_tools.engine.run`.
 
     Raises:
-        DataError: a damaged shard, relevance without a checkpoint, or ``out`` holds something else.
+        DataError: a damaged shard, relevance without a checkpoint that gives scores, or ``out`` holds something else.
     """
-    if checkpoint is None and any(step.kind == "relevance" for step in steps):
-        raise DataError("the recipe asks for relevance: name a checkpoint or the folder of a run by --checkpoint")
+    if any(step.kind == "relevance" for step in steps):
+        if checkpoint is None:
+            raise DataError("the recipe asks for relevance: name a checkpoint or the folder of a run by --checkpoint")
+        device = device_of(device, "--device")
+        check_scores(str(checkpoint))
     state = fresh_folder(out, STATE)
     inputs = [path for paths in sources.values() for path in paths]
     index(inputs, engine=engine)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmpretrain.data.decode import IMAGE
-from mmpretrain.data.errors import BadSample
+from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data_tools.expressions import holds
@@ -160,6 +160,22 @@ def _scores(model: Any, pictures: Sequence[Any], pairs: Sequence[tuple[int, int]
     image_nE = model.encode_image([pictures[n] for n in used])
     rows = [used.index(n) for n, _ in pairs]
     return (image_nE[rows] * model.encode_text(texts)).sum(dim=1).tolist()
+
+
+def check_scores(checkpoint: str) -> None:
+    """Open the checkpoint and score one pair, so that a wrong one is found before shards are read.
+
+    Raises:
+        DataError: it cannot be read, or gives no scores.
+    """
+    from PIL import Image
+
+    import mmpretrain
+
+    try:
+        mmpretrain.load(checkpoint).score([Image.new("RGB", (32, 32))], ["a"])
+    except ValueError as error:
+        raise DataError(str(error) if checkpoint in str(error) else f"{checkpoint}: {error}") from None
 
 
 @functools.lru_cache(1)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import tiny_dvae
 from helpers.checkpoints import checkpoint
 from helpers.shards import encoded, picture, write_tar
 from PIL import Image
@@ -122,6 +123,23 @@ def test_relevance_and_the_best_pair(tmp_path, system):
     assert not {"copy", "k0"} <= set(found) and sum(report.kept["web"]) == 2 * len(found)
     again = filter_shards(source, tmp_path / "again", steps, path, engine=LOCAL)
     assert again == report and (tmp_path / "again" / "00000.tar").read_bytes() == (tmp_path / "out" / "00000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, b"junk", b""])
+def test_a_checkpoint_that_is_none_is_refused_before_indexing(tmp_path, sets, content):
+    path = tmp_path / "some.tar"
+    if content is not None:
+        path.write_bytes(content)
+    command = ["data", "filter", str(sets["web"][0]), "--recipe", "lait", "--workers", "1", "--quiet", "--checkpoint", str(path)]
+    with pytest.raises(UserError, match=r"some\.tar: ") as caught:
+        data([*command, "--out", str(tmp_path / "out")])
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.npz")) and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_texts_gives_no_relevance(tmp_path, sets):
+    path = tiny_dvae.make(tmp_path / "dvae.ckpt")
+    with pytest.raises(DataError, match=r"dvae\.ckpt"):
+        filter_shards(sets, tmp_path / "out", [make("relevance", {"fraction": 0.5})], path, engine=LOCAL)
 
 
 def test_shipped_recipes_are_read():
