@@ -41,19 +41,18 @@ def saved_entry(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not a checkpoint of this suite.
     """
-    import pickle  # only for the name of the error that a file which is no checkpoint gives
-
     import torch
 
-    from mmpretrain.train.atomic import CheckpointError, choose
+    from mmpretrain.train.atomic import CheckpointError, choose, unreadable
 
     try:
         content = torch.load(choose(path), map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError as error:
         raise UserError(str(error)) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+    except OSError:
+        raise
+    except Exception as error:  # of damaged bytes the unpickler of torch may say anything
+        raise UserError(f"{path}: not a readable checkpoint ({unreadable(error)})") from error
     entry = content.get("mmpretrain") if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise UserError(f"{path}: a checkpoint, but not one of this suite (it has no 'mmpretrain' entry)")

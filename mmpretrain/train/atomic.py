@@ -155,8 +155,16 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: {reason}")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    except Exception as error:  # of damaged bytes the unpickler of torch may say anything
+        raise CheckpointError(f"{path}: not a readable checkpoint ({unreadable(error)})") from error
+
+
+def unreadable(error: Exception) -> str:
+    """Why a file is no checkpoint, in short. What torch says of pickles is not repeated: it advises to load them all the same,
+    or to save them anew."""
+    if isinstance(error, pickle.UnpicklingError) or "torch.save" in str(error):
+        return "it is damaged, or holds more than tensors and plain types"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 
 import pytest
+import torch
 
 from mmpretrain.cli.main import main
 
@@ -73,6 +76,16 @@ def test_nothing_given_says_where_to_start(capfd):
 def test_a_file_that_is_no_checkpoint(capfd, tmp_path):
     (tmp_path / "a.ckpt").write_bytes(b"nothing")
     assert "a.ckpt: not a readable checkpoint" in refused(capfd, "--config", "vilt.yaml", "--ckpt_path", "a.ckpt")
+
+
+@pytest.mark.parametrize("content", [object, b"nothing"])
+def test_nobody_is_advised_to_load_what_may_run_code(capfd, tmp_path, content):
+    torch.save(content, tmp_path / "a.ckpt")  # an archive; its manifest is not asked for
+    if content is not object:
+        (tmp_path / "a.ckpt").write_bytes(content)
+        (tmp_path / "a.ckpt.json").write_text(json.dumps({"sha256": hashlib.sha256(content).hexdigest()}))
+    said = refused(capfd, "--config", "vilt.yaml", "--ckpt_path", "a.ckpt")
+    assert said.endswith("a.ckpt: not a readable checkpoint (it is damaged, or holds more than tensors and plain types)")
 
 
 def test_no_run_folder_is_left_behind(capfd, tmp_path):
