@@ -5,7 +5,6 @@ Libraries that can break an interpreter (torch, torchvision) are tried in a subp
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -16,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from mmpretrain.cli.commands import OneLine
 from mmpretrain.report.wandb import has_key
 
 LEVELS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
@@ -213,7 +213,7 @@ def examine() -> list[Finding]:
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="mmpretrain doctor", description="Check this machine and this installation, with remedies.")
+    parser = OneLine(prog="mmpretrain doctor", description="Check this machine and this installation, with remedies.")
     parser.add_argument("--json", action="store_true", help="as JSON, one object a finding")
     options = parser.parse_args(argv[1:])
     findings = examine()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from mmpretrain.cli.commands import OneLine
 from mmpretrain.cli.layering import layer, names, shipped
 
 FIELDS = ("system", "paper", "command", "parameters", "expected", "proof")
@@ -74,7 +74,7 @@ def markdown() -> str:
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="mmpretrain systems", description="List the systems, their objectives and recipes.")
+    parser = OneLine(prog="mmpretrain systems", description="List the systems, their objectives and recipes.")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="as JSON, one object a recipe")
     form.add_argument("--markdown", action="store_true", help="as the table of the README")

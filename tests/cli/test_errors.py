@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmpretrain.cli.main import main
+from mmpretrain.cli.train import prepare
 
 
 def refused(capfd, *words: str) -> str:
@@ -131,3 +132,16 @@ def test_a_user_error_shows_where_it_came_from_on_request(monkeypatch):
     monkeypatch.setenv("MMPRETRAIN_TRACEBACK", "1")
     with pytest.raises(UserError):
         main(["fit", "--config", "vlit.yaml"])
+
+
+@pytest.mark.parametrize(("words", "says"), [(["systems", "--jsn"], "Did you mean '--json'?"), (["doctor", "--x"], "unknown option '--x'")])
+def test_commands_without_a_run_refuse_in_one_line(capfd, words, says):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert left.value.code == 2 and says in line
+
+
+def test_measuring_without_a_checkpoint_says_whose_weights_it_measures(capfd):
+    prepare("validate", ["--config", "clip.yaml"])
+    assert "validate without --ckpt_path: the weights are those that the model begins with" in capfd.readouterr().err
