@@ -45,14 +45,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: not a file of tensors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise DataError(f"{path} does not exist; --weights takes a .safetensors or .pth file")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001  of damaged bytes the unpickler of torch may say anything
         raise _unreadable(path, error) from None
     for inner in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(inner), dict):
@@ -63,6 +62,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to load it all the same
+        return DataError(f"{path}: it cannot be read as tensors (it holds more than tensors and plain types)")
     return DataError(
         f"{path}: it cannot be read as tensors ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})"
     )

@@ -93,7 +93,7 @@ class Inception(nn.Module):
             raise ValueError(f"{path}: there is no such file; FID's weights are not downloaded, see docs/generate.md") from None
         except pickle.UnpicklingError:
             raise ValueError(f"{path}: holds more than tensors and plain types; it was not opened, since that could run code") from None
-        except (RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # noqa: BLE001  of damaged bytes the unpickler of torch may say anything
             raise ValueError(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:

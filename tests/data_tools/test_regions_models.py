@@ -93,10 +93,12 @@ def test_hostile_weights_run_nothing(tmp_path, monkeypatch):
     (tmp_path / "bad.pth").write_bytes(pickle.dumps(Canary()))
     torch.save({"weight": Canary()}, tmp_path / "worse.pth")
     (tmp_path / "none.safetensors").write_bytes(b"1234567890")
+    (tmp_path / "junk.pth").write_bytes(b"junk")  # where torch's unpickler raises struct.error
     torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("bad.pth", "worse.pth", "none.safetensors", "list.pth", "missing.pth"):
-        with pytest.raises(DataError, match=name):
+    for name in ("bad.pth", "worse.pth", "junk.pth", "none.safetensors", "list.pth", "missing.pth"):
+        with pytest.raises(DataError, match=name) as caught:
             regions_detector.load_weights(tmp_path / name)
+        assert "load failed" not in str(caught.value)  # torch's advice
     assert not (tmp_path / "canary").exists()
 
 

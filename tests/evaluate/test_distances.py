@@ -151,5 +151,8 @@ def test_other_weights_are_refused(tmp_path: Path):
     torch.save({"a": Path("x")}, tmp_path / "p.pth")
     with pytest.raises(ValueError, match=r"p\.pth: holds more than tensors"):
         Inception.load(tmp_path / "p.pth")
+    (tmp_path / "j.pth").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"j\.pth: "):
+        Inception.load(tmp_path / "j.pth")
     with pytest.raises(ValueError, match="there is no such file"):
         Inception.load(tmp_path / "n.pth")

@@ -139,7 +139,12 @@ def test_what_is_not_opened(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(WeightsError, match="cannot be read as weights"):
         import_weights(model, tmp_path / "objects.npz")
-    for name, content in (("torn.pth", b"PK\x03\x04 torn"), ("torn.safetensors", b"\x10\0\0\0\0\0\0\0{"), ("empty.npz", b"")):
+    for name, content in (
+        ("torn.pth", b"PK\x03\x04 torn"),
+        ("junk.pth", b"junk"),
+        ("torn.safetensors", b"\x10\0\0\0\0\0\0\0{"),
+        ("empty.npz", b""),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match="cannot be read as weights"):
             import_weights(model, tmp_path / name)
