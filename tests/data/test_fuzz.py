@@ -1,20 +1,27 @@
-"""Any bytes end in a result or in our own error, and nothing is lost silently: hypothesis on the checks that the fuzz targets use."""
+"""Any bytes end in a result or in our own error, and nothing is lost silently: hypothesis on the checks that the fuzz targets use.
+
+60 fixed examples of each; ``MMPRETRAIN_FUZZ_EXAMPLES=100000 pytest tests/data/test_fuzz.py`` takes so many random ones.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 
+import numpy as np
 import pytest
-from fuzz.checks import check_index, check_regions, check_tar, check_texts
+from fuzz.checks import check_codes, check_index, check_regions, check_tar, check_texts
 from helpers.regions import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmpretrain.data.codes import encode_codes
 from mmpretrain.data.regions import encode_regions
 
-few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+EXAMPLES = os.environ.get("MMPRETRAIN_FUZZ_EXAMPLES")
+few = settings(max_examples=int(EXAMPLES or 60), deadline=None, derandomize=EXAMPLES is None, database=None)
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=150)
 MEMBERS = st.lists(
     st.tuples(NAMES, st.sampled_from(["txt", "json", "png", "regions.npz", "pkl", "a.b"]), st.binary(max_size=600)), max_size=6
@@ -86,3 +93,14 @@ def test_regions_are_within_the_schema_or_refused(flips, length):
 @given(st.binary(max_size=400))
 def test_any_bytes_are_no_regions(data):
     assert check_regions(data) is None
+
+
+CODES = encode_codes(np.arange(12).reshape(3, 4))
+
+
+@pytest.mark.fault(20)
+@few
+@given(FLIPS, st.integers(0, len(CODES)), st.binary(max_size=200))
+def test_codes_are_within_the_schema_or_refused(flips, length, data):
+    for damaged in (flipped(CODES, flips), CODES[:length], CODES[:length] + data, data):
+        check_codes(damaged)

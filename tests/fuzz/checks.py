@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmpretrain.data import decode, index, regions, tar
+from mmpretrain.data import codes, decode, index, regions, tar
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.types import Regions
 
@@ -99,3 +99,14 @@ def check_regions(data: bytes, ignore_checksums: bool = False) -> Regions | None
         for name in set(theirs) - {"boxes"}:  # boxes are clipped
             assert np.array_equal(theirs[name], getattr(found, name)), name
     return found
+
+
+def check_codes(data: bytes) -> None:
+    """``decode_codes`` on any bytes: BadSample, or a grid of ids that numpy reads alike and that survives being written."""
+    try:
+        found = codes.decode_codes(data)
+    except BadSample:
+        return
+    assert found.shape == codes.code_grid(data) and found.size and (found >= 0).all()
+    assert np.array_equal(codes.decode_codes(codes.encode_codes(found)), found)
+    assert np.array_equal(np.load(io.BytesIO(data), allow_pickle=False), found)
