@@ -82,7 +82,7 @@ def _given(options: argparse.Namespace, names: tuple[str, ...]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, []))
 
 
-def _place(text: str) -> Path:
+def place_of(text: str) -> Path:
     """What ``mmpretrain.load`` opens: a checkpoint, or the folder of a run; ``last`` and ``best`` are those of the newest run."""
     path = Path(text).expanduser()
     return checkpoint(text) if text in ("last", "best") and not path.exists() else path
@@ -93,8 +93,8 @@ def _generator(options: argparse.Namespace) -> Generator:
     from mmpretrain.generate.generator import Generator
 
     options.device = device_of(options.device, "--device")
-    rerank = None if options.rerank is None else _place(options.rerank)
-    return Generator.load(_place(options.ckpt), _place(options.dvae), rerank, options.weights, options.device)
+    rerank = None if options.rerank is None else place_of(options.rerank)
+    return Generator.load(place_of(options.ckpt), place_of(options.dvae), rerank, options.weights, options.device)
 
 
 @contextmanager
@@ -209,7 +209,7 @@ def _judges(options: argparse.Namespace, generator: Generator) -> Any:
 
     clip = getattr(generator.scorer, "pretrained", None)
     if options.judge is not None:
-        clip = ClipScorer(mmpretrain.load(_place(options.judge), device=options.device)).pretrained
+        clip = ClipScorer(mmpretrain.load(place_of(options.judge), device=options.device)).pretrained
     inception = None if options.inception is None else Inception.load(options.inception)
     features = None
     if options.features is not None and inception is not None:

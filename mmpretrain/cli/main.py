@@ -25,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command("mmpretrain.cli.compare", "run", "train several recipes alike and compare them: compare vilt.yaml clip.yaml"),
     "evaluate": Command("mmpretrain.cli.commands", "evaluate", "retrieval, zero-shot, ITM and MLM accuracy of a checkpoint"),
     "generate": Command("mmpretrain.cli.generate", "run", "draw pictures for prompts: generate --ckpt RUN --dvae RUN --prompt TEXT"),
+    "demo": Command("mmpretrain.cli.demo", "run", "a page in the browser that shows what a checkpoint does: demo RUN"),
     "embed": Command("mmpretrain.cli.commands", "embed", "write embeddings of a set of shards to a file"),
     "export": Command("mmpretrain.cli.commands", "export", "write a folder for transformers, open_clip, timm or ourselves, proved equal"),
     "report": Command("mmpretrain.cli.commands", "report", "write the HTML page of a run"),

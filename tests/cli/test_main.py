@@ -18,7 +18,7 @@ def command(*words: str, **kwargs) -> subprocess.CompletedProcess:
 
 
 QUICK = ["--help", "--version", "systems", "systems --json", "systems --help", "doctor --help", "data --help", "nothing"]
-QUICK += [f"{name} --help" for name in ("compare", "evaluate", "embed", "export", "report")]
+QUICK += [f"{name} --help" for name in ("compare", "demo", "evaluate", "embed", "export", "report")]
 
 
 @pytest.mark.parametrize("words", [text.split() for text in QUICK], ids=QUICK)
