@@ -91,7 +91,7 @@ def test_it_is_measured_with_the_rest_and_shown(pretrained: Pretrained) -> None:
     results = evaluate(pretrained, [data()])
     assert {result.name.split("/")[0] for result in results} == {"likelihood"} and len(results) == 8
     shown = table(results)
-    cells = dict(zip(shown.columns[0].cells, shown.columns[1].cells, strict=True))
+    cells = dict(zip(map(str, shown.columns[0].cells), shown.columns[1].cells, strict=True))
     assert cells["likelihood/few/code/loss"].endswith("nats") and cells["likelihood/few/code/accuracy"].endswith("%")
     assert likelihood(pretrained, data(()), 5) == []
 
