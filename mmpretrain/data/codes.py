@@ -19,8 +19,8 @@ MAX_KNOWN = 1 << 16  # K that ids of 16 bits can tell
 _HEAD_MOST = 1024  # bytes of the header
 MAX_FILE = _HEAD_MOST + 2 * MAX_CODES
 _MAGIC = b"\x93NUMPY\1\0"
-_HEAD = re.compile(
-    rb"\{\s*'descr':\s*'([^']{1,32})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(((?:\d{1,10},\s*)*(?:\d{1,10})?)\),?\s*\}\s*"
+_HEAD = re.compile(  # spaces alone, no leading zeros: what numpy reads as well
+    rb"\{ *'descr': *'([^']{1,32})', *'fortran_order': *(True|False), *'shape': *\(((?:(?:0|[1-9]\d{0,9}), *)*(?:0|[1-9]\d{0,9})?)\),? *\} *\n?"
 )
 
 

@@ -104,3 +104,8 @@ CODES = encode_codes(np.arange(12).reshape(3, 4))
 def test_codes_are_within_the_schema_or_refused(flips, length, data):
     for damaged in (flipped(CODES, flips), CODES[:length], CODES[:length] + data, data):
         check_codes(damaged)
+
+
+def test_a_header_that_numpy_cannot_read_is_refused():
+    """Found by many random examples: a vertical tab for the line break at its end."""
+    check_codes(CODES.replace(b"\n", b"\x0b", 1))
