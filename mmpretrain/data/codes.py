@@ -20,7 +20,8 @@ _HEAD_MOST = 1024  # bytes of the header
 MAX_FILE = _HEAD_MOST + 2 * MAX_CODES
 _MAGIC = b"\x93NUMPY\1\0"
 _HEAD = re.compile(  # spaces alone, no leading zeros: what numpy reads as well
-    rb"\{ *'descr': *'([^']{1,32})', *'fortran_order': *(True|False), *'shape': *\(((?:(?:0|[1-9]\d{0,9}), *)*(?:0|[1-9]\d{0,9})?)\),? *\} *\n?"
+    rb"\{ *'descr': *'([^']{1,32})', *'fortran_order': *(True|False), *"
+    rb"'shape': *\(((?:(?:0|[1-9]\d{0,9}), *)*(?:0|[1-9]\d{0,9})?)\),? *\} *\n?"
 )
 
 
