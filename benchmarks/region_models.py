@@ -142,6 +142,7 @@ def theirs(system: str, size: Size, root: Pretraining) -> nn.Module:
             embeddings.visual_token_type_embeddings.weight.copy_(root.model.text.segments.weight)
     shared = {"model.regions.norm", "model.regions.mask_embedding"} if system == "uniter" else set()
     state = {name: tensor for name, tensor in root.state_dict().items() if not any(name.startswith(one) for one in shared)}
+    # not strict: what theirs has beside ours (tied, unused or set above) is named below, anything else is an error
     missing = network.load_state_dict(KeyMap(rules(system), "transformers").to_theirs(state), strict=False)
     told = ("decoder", "visual_position", "visual_token_type", "position_ids")
     left = [name for name in missing.missing_keys if not any(part in name for part in told)]

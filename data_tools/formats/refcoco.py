@@ -70,6 +70,7 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
     elif path.stat().st_size > _MOST:
         raise DataError(f"{path}: larger than any file of references; is it the right file?")
     else:
+        # no unpickler: a machine of our own that knows plain values alone
         found = plain_pickle.loads(path.read_bytes(), str(path))
     need = {"ref_id", "ann_id", "image_id", "split", "sentences"}
     if not isinstance(found, list) or not all(isinstance(ref, dict) and need <= ref.keys() for ref in found):

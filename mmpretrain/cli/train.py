@@ -235,7 +235,7 @@ def prepare(command: str, words: list[str]) -> CLI:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"mmpretrain: {error}; the run starts at the beginning", file=sys.stderr)
         options = resume.with_checkpoint(options, path)
-    if command != "fit" and not named and not {"-h", "--help"} & set(options):
+    if command != "fit" and not named and not {"-h", "--help"} & set(options) and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"mmpretrain: {command} without --ckpt_path: the weights are those that the model begins with", file=sys.stderr)
     recipe = Path(files[0]).stem if files else path.resolve().parent.parent.name if path is not None else "run"
     cli = CLI(command, layer(files, below=resume.trusted(saved)), options, recipe, path)

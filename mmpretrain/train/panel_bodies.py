@@ -116,6 +116,7 @@ def told(text: Text, texts: Sequence[int], images: Sequence[int]) -> Text:
 def captions(batch: Batch, shown: Shown) -> list[str]:
     """The texts as sentences, without the tags that are told with them."""
     segments = None if batch.text.segments_BT is None else batch.text.segments_BT.tolist()
+    # not strict: segments are padded to the longest text of the batch
     own = lambda row, spelt: spelt if segments is None else [piece for piece, part in zip(spelt, segments[row], strict=False) if not part]
     return [sentence(own(row, spelt)) for row, spelt in enumerate(shown.tokens)]
 

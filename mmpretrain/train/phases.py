@@ -69,7 +69,7 @@ class Phases:
         starts = [0, *limits]
         self.rows = tuple(
             Phase(row.get("until"), {path: _value(path, value) for path, value in row.get("set", {}).items()}, start)
-            for row, start in zip(rows, starts, strict=False)
+            for row, start in zip(rows, starts, strict=False)  # the end of the last row is no start
         )
         self.ramped: dict[str, float] = {}  # the values of the ramps at the step that was applied last
 

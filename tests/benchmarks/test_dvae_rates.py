@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from helpers.recipes import parsed
+from helpers.scripts import script
 
 from mmpretrain.cli.layering import layer
 
-TREE = Path(__file__).resolve().parents[2]
 UNSET = dict.fromkeys(("steps", "batch", "lr", "matrix_lr", "kl_weight"))
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dvae_rates", TREE / "benchmarks" / "dvae_rates.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("dvae_rates")
 
 
 def test_the_table(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

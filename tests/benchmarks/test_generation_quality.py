@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 from helpers import run_folder, tiny_dvae
 from helpers.checkpoints import checkpoint
 from helpers.generation import dalle
+from helpers.scripts import script
 
 from mmpretrain.data_tools import scenes
 from mmpretrain.evaluate.probe import Options
 
-TREE = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def benchmark():
-    spec = importlib.util.spec_from_file_location("generation_quality", TREE / "benchmarks" / "generation_quality.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("generation_quality")
 
 
 def test_means_over_seeds(benchmark):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from helpers.region_checkpoints import checkpoint, region_samples, shake
+from helpers.scripts import script
 from torch.nn import functional as F
 
 import mmpretrain
@@ -16,15 +16,10 @@ from mmpretrain.evaluate.samples import EvalSet
 from mmpretrain.random import key_of
 from mmpretrain.types import Batch
 
-TREE = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("image_gain", TREE / "benchmarks" / "image_gain.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("image_gain")
 
 
 def test_the_gain_is_that_of_samples_one_by_one(tmp_path: Path, benchmark: ModuleType) -> None:

@@ -130,7 +130,7 @@ def test_the_canaries_sing_in_webdataset(tmp_path):
 @pytest.mark.fault(15, 20)
 def test_arrays_of_objects_are_ignored_and_said(tmp_path):
     buffer = io.BytesIO()
-    np.save(buffer, np.array([Canary(tmp_path / "canary")], dtype=object), allow_pickle=True)
+    np.save(buffer, np.array([Canary(tmp_path / "canary")], dtype=object), allow_pickle=True)  # what must not run
     reader = ShardReader([write_tar(tmp_path / "s.tar", [*sample(0), ("k00000.npy", buffer.getvalue())])])
     assert reader.indexes[0].ignored == {"npy": 1} and not (tmp_path / "canary").exists()
 

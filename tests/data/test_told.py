@@ -129,7 +129,7 @@ def test_answers_are_counted_read_and_kept(tmp_path, own_cache):
         answers.make(AnswerOptions(), open_reader(str(write_shards(tmp_path / "plain")), "val"))
     tokenizer = data(shards, text_from="questions", answers=AnswerOptions(most=5), preparers={}).tokenizer
     assert tokenizer.vocabulary.answers == made[:5]
-    for again in (Tokenizer.from_json(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer)), tokenizer.with_max_tokens(9)):  # noqa: S301
+    for again in (Tokenizer.from_json(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer)), tokenizer.with_max_tokens(9)):  # noqa: S301  (own bytes)
         assert again.vocabulary == tokenizer.vocabulary
     assert "answers" not in data(shards, preparers={}).tokenizer.to_json()
 

@@ -239,7 +239,7 @@ def test_two_autoencoders_do_not_mix(dvae, tmp_path):
 def test_check_finds_wrong_codes(tmp_path):
     array = np.empty((1, 1), dtype=object)
     pickled = io.BytesIO()
-    np.save(pickled, array, allow_pickle=True)
+    np.save(pickled, array, allow_pickle=True)  # what must be refused; nothing here reads it
     text = b"{'descr': '<u2', 'fortran_order': False, 'shape': (50000, 20000), }\n"
     files = {
         "good": encode_codes(np.zeros((2, 3), dtype=np.uint16)),
