@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import scripts
 
 TREE = Path(__file__).resolve().parents[2]
 STEPS = ("clip_step.py", "vilt_step.py")
@@ -82,11 +82,9 @@ def test_data_tools_are_timed() -> None:
 
 
 def test_the_plan_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("plan_scale", TREE / "benchmarks" / "plan_scale.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    plan_scale = scripts.script("plan_scale")
     monkeypatch.setattr(sys, "argv", ["plan_scale.py", "--samples", "4000", "--shard", "500", "--batch", "16"])
-    script.main()
+    plan_scale.main()
     shown = capsys.readouterr().out
     assert "4,000 samples in 8 shards, batches of 16" in shown and "250 steps in an epoch" in shown
     assert all(f"{kind}: resumed in the middle of epoch 3" in shown for kind in ("plain", "buckets", "tokens"))
