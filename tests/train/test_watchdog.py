@@ -109,8 +109,9 @@ def test_a_step_that_takes_long_is_said_and_goes_on(shards: Path, tmp_path: Path
     quiet()
     fitter = trainer(4, [Watchdog(seconds=0.4), Stands(1.0)], default_root_dir=tmp_path, num_sanity_val_steps=0)
     fitter.fit(build("clip"), datamodule=data(shards, "clip"))
-    assert fitter.global_step == 4 and re.match(r"rank 0: a step has not ended for \d+ s after step 2", said[0])
-    assert "the sample read last: " in said[1]
+    # a slow machine may make the loader late as well, before or after
+    (at,) = [at for at, line in enumerate(said) if re.match(r"rank 0: a step has not ended for \d+ s after step 2", line)][:1]
+    assert fitter.global_step == 4 and "the sample read last: " in said[at + 1]
     with pytest.raises(ValueError, match="positive"):
         Watchdog(seconds=0)
 
