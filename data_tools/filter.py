@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +33,13 @@ class Shard(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Samples and captions by source: [samples, captions]. ``dropped`` is step -> source -> such a pair."""
+    """Samples and captions by source: [samples, captions]. ``dropped`` is step -> source -> such a pair. ``missing``: fields of conditions
+    that no sample has, so that a comparison with them never holds."""
 
     seen: dict[str, list[int]]
     dropped: dict[str, dict[str, list[int]]]
     kept: dict[str, list[int]]
+    missing: list[str]
 
 
 class Filter:
@@ -58,7 +61,7 @@ class Filter:
         self.rows: list[list[Any] | None] = [None] * len(self.shards)  # None: everything, nothing was asked yet
         self.scores: list[list[list[float]]] | None = None  # beside the rows
         zero = {name: [0, 0] for name in sources}
-        self.report = Report({name: [0, 0] for name in sources}, {}, zero)
+        self.report = Report({name: [0, 0] for name in sources}, {}, zero, [])
 
     def run(self, steps: Sequence[Step]) -> None:
         """All steps; neighbouring conditions read the shards once."""
@@ -82,6 +85,8 @@ class Filter:
         found = self._pass("filter", filter_rows, lambda n: {"source": self.shards[n].source, "rows": self.rows[n], "steps": listed})
         for step in steps:
             self.report.dropped.setdefault(step.name, {})
+        looked = [set(one["missing"]) for one in found if one["seen"][0]]
+        self.report.missing.extend(sorted((set.intersection(*looked) if looked else set()) - set(self.report.missing)))
         for number, one in enumerate(found):
             source = self.shards[number].source
             if self.rows[number] is None:
@@ -221,6 +226,8 @@ def show(report: Report) -> None:
     row = lambda title, counts: (title, *(value for name in report.seen for value in counts.get(name, (0, 0))))
     rows = [row("seen", report.seen), *(row(f"- {name}", counts) for name, counts in report.dropped.items()), row("kept", report.kept)]
     table("Kept and dropped", columns, rows)
+    for name in report.missing:
+        print(f"filter: no sample has a field {name!r}: no comparison with it holds; is it spelt right?", file=sys.stderr)
 
 
 def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> int:

@@ -18,7 +18,7 @@ from mmpretrain.data.decode import IMAGE
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import ShardIndex
 from mmpretrain.data.reader import ShardReader
-from mmpretrain.data_tools.expressions import holds
+from mmpretrain.data_tools.expressions import fields, holds
 from mmpretrain.data_tools.language import guess
 from mmpretrain.data_tools.split import value_of
 from mmpretrain.types import Sample
@@ -40,12 +40,14 @@ def filter_rows(item: Mapping[str, Any]) -> dict[str, Any]:
             (``where`` or ``captions``) with a parsed condition each.
 
     Returns:
-        ``rows`` that are left, ``seen`` [samples, captions], and ``dropped`` by step: [samples, captions].
+        ``rows`` that are left, ``seen`` [samples, captions], ``dropped`` by step: [samples, captions], and ``missing``: the fields of the
+        conditions that no sample has.
     """
     reader = ShardReader([Path(item["shard"][0])])
     index = reader.indexes[0]
     rows, seen = [], [0, 0]
     dropped: dict[str, list[int]] = {name: [0, 0] for name, *_ in item["steps"]}
+    missing = {name for step in item["steps"] for name in fields(step[2]) if name not in CAPTION_FIELDS}
     listed: list[Any] = item["rows"] if item["rows"] is not None else [[n, None] for n in range(len(index))]
     for number, captions in listed:
         try:
@@ -56,10 +58,12 @@ def filter_rows(item: Mapping[str, Any]) -> dict[str, Any]:
             continue
         left = list(range(len(sample.captions))) if captions is None else captions
         seen[0], seen[1] = seen[0] + 1, seen[1] + len(left)
-        kept = _apply(item["steps"], left, sample, functools.partial(sample_field, index, number, sample, item["source"]), dropped)
+        field = functools.partial(sample_field, index, number, sample, item["source"])
+        missing = {name for name in missing if field(name) is None}
+        kept = _apply(item["steps"], left, sample, field, dropped)
         if kept is not None:
             rows.append([number, kept])
-    return {"rows": rows, "seen": seen, "dropped": dropped}
+    return {"rows": rows, "seen": seen, "dropped": dropped, "missing": sorted(missing)}
 
 
 def _apply(

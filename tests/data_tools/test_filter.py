@@ -56,6 +56,15 @@ def sets(tmp_path: Path) -> dict[str, list[Path]]:
     return {"web": [write_tar(tmp_path / "web" / "0.tar", web)], "rest": [write_tar(tmp_path / "rest" / "0.tar", rest)]}
 
 
+def test_a_field_that_no_sample_has_is_said(tmp_path, sets, capsys):
+    where = "score > 0.5 and (min_sid > 100 or max_side > 200)"
+    inputs = [f"{name}={paths[0].parent}" for name, paths in sets.items()]
+    assert data(["data", "filter", *inputs, "--workers", "1", "--quiet", "--out", str(tmp_path / "out"), "--where", where]) == 0
+    said = capsys.readouterr().err
+    assert "no sample has a field 'min_sid'" in said and "'score'" not in said
+    assert json.loads((tmp_path / "out" / "filter_report.json").read_text())["missing"] == ["min_sid"]
+
+
 def test_conditions_with_an_account(tmp_path, sets):
     steps = load("datacomp-basic")
     report = filter_shards(sets, tmp_path / "out", steps, engine=LOCAL)
