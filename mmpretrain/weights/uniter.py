@@ -1,6 +1,7 @@
 """UNITER in the layout of its authors (ChenRocks/UNITER), which is VILLA's too (zhegan27/VILLA).
 
-Row 1 of ``itm_output`` means a match, as here. The mask embedding has a row for regions that are not masked, which stays zero.
+Names with ``bert.`` for ``uniter.`` are taken too, as VILLA's scripts take them. Row 1 of ``itm_output`` means a
+match, as here. The mask embedding has a row for regions that are not masked, which stays zero.
 """
 
 from __future__ import annotations
@@ -45,4 +46,4 @@ def _rules(model: Any) -> list[Rule]:
     return [*here(trunk), *heads]
 
 
-OFFICIAL = Layout("uniter", UNITER, _rules, UNUSED)
+OFFICIAL = Layout("uniter", UNITER, _rules, UNUSED, spellings=(("bert.", "uniter."),))

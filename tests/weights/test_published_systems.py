@@ -105,6 +105,20 @@ def test_the_first_row_of_uniters_mask_embedding_is_zero() -> None:
     assert to_published(SYSTEMS["uniter"].layout, *made("uniter"))["feat_regress.weight"].shape == (48, 12)
 
 
+def test_files_of_villa_that_say_bert() -> None:
+    """Its scripts put ``uniter`` in the place of ``bert`` in every name; both spellings give the same model and heads."""
+    layout, (model, heads) = SYSTEMS["uniter"].layout, made("uniter")
+    state = to_published(layout, model, heads)
+    old = {key.replace("uniter", "bert"): t for key, t in state.items()}
+    assert {key.replace("bert", "uniter") for key in old} == set(state) and sum(key.startswith("bert.") for key in old) > 30
+    back = from_published(layout, model, {f"module.{key}": t for key, t in old.items()})
+    own = model.state_dict()
+    assert own.keys() == back.model.keys() and all(torch.equal(own[key], t) for key, t in back.model.items())
+    assert back.heads.keys() == heads.keys() and back.unused == ()
+    for kind, head in heads.items():
+        assert all(torch.equal(back.heads[kind][key], t) for key, t in head.state_dict().items())
+
+
 def ernie_names(depths: tuple[int, int, int], widths: tuple[int, int, int], inner: int, seen_inner: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of ERNIE-ViL's variables, written down from its code."""
     (text, image, co), (width, seen, both) = depths, widths
