@@ -156,11 +156,12 @@ class MLM(MaskedText):
         tied: the decoder is the token table itself (the same Parameter). ViLT's released code does not tie, transformers' ViLT does.
         content: never choose function words and punctuation, of which a picture says nothing (Bitton et al. 2021, arXiv 2109.02040):
             what is learned from a sample is what can be seen. English; not in ViLT's paper.
-        unit: what is chosen; all but ``piece`` need ``Text.words_BT``. ``piece``; ``word``; ``span``: words and a drawn number of words
-            behind them (InterBERT, with ``prob: 0.1``); ``geometric``: spans of geometric length (SpanBERT, UNIMO).
+        unit: what is chosen. ``piece``; ``single_span``: one span of pieces of any length, whatever ``prob`` says (InterBERT's code); and,
+            which need ``Text.words_BT``, ``word``; ``span``: words and a drawn number of words behind them (InterBERT, with ``prob: 0.1``);
+            ``geometric``: spans of geometric length (SpanBERT, UNIMO).
         action: mask, random and stay are drawn for each token (``piece``, as in BERT) or for all tokens of a word at once (``word``:
             VL-BERT's code, where another token is still drawn for each).
-        spans: shapes of the last two.
+        spans: shapes of ``span`` and ``geometric``.
         segment: of pairs, the text that is masked: 0 the first, 1 the second; None: both.
         head_of: the objective whose head is used; None: a head of its own.
         weight, view, after, sources: see ``Objective``.
@@ -177,7 +178,7 @@ class MLM(MaskedText):
         at_least_one: bool = False,
         tied: bool = True,
         content: bool = False,
-        unit: Literal["piece", "word", "span", "geometric"] = "piece",
+        unit: Literal["piece", "word", "span", "geometric", "single_span"] = "piece",
         spans: Spans = Spans(),  # noqa: B008  (frozen)
         segment: Literal[0, 1] | None = None,
         head_of: str | None = None,
@@ -199,8 +200,8 @@ class MLM(MaskedText):
             raise ValueError(f"MLM: whole_word=true is unit=word; leave it out beside unit={unit}")
         self.prob, self.at_least_one, self.content, self.spans, self.segment = prob, at_least_one, content, spans, segment
         self.unit = "word" if whole_word else unit
-        if action not in ("piece", "word") or (action == "word" and self.unit == "piece"):
-            raise ValueError(f"MLM: action={action!r} must be piece, or word where unit is not piece, got unit={self.unit}")
+        if action not in ("piece", "word") or (action == "word" and self.unit in ("piece", "single_span")):
+            raise ValueError(f"MLM: action={action!r} must be piece, or word where unit is not piece or single_span, got unit={self.unit}")
         self.action = action
         self.whole_word = self.unit == "word"
         self._content: Tensor | None = None

@@ -1,8 +1,9 @@
 """Which tokens of a text are masked, and what is put in their place: pure functions of draw keys, alike on every device and layout.
 
 Units: pieces (BERT, arXiv 1810.04805), whole words, spans that grow from anchor words (InterBERT, arXiv 2003.13198 section 3.2), spans of
-geometric length (SpanBERT, arXiv 1907.10529; UNIMO, arXiv 2012.15409), nodes of a scene graph (ERNIE-ViL, arXiv 2006.16934). B: samples,
-T: slots of the padded text, W: words of a text (as many columns as slots, so that no size is asked of the device).
+geometric length (SpanBERT, arXiv 1907.10529; UNIMO, arXiv 2012.15409), one span of pieces (InterBERT's code), nodes of a scene graph
+(ERNIE-ViL, arXiv 2006.16934). B: samples, T: slots of the padded text, W: words of a text (as many columns as slots, so that no size is
+asked of the device).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from mmpretrain import random
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.types import Text, Vocabulary
 
-UNITS = ("piece", "word", "span", "geometric")
+UNITS = ("piece", "word", "span", "geometric", "single_span")
+SHORT = 3  # InterBERT's code masks nothing in texts of so many pieces or fewer
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def choose(
 
     Args:
         prob: chance of a piece or a word; of a word to be the anchor of a span; share of the words that spans of geometric length cover.
+            ``single_span`` does not read it.
         unit: one of ``UNITS``.
         name: of the objective, for its streams and errors.
         at_least_one: choose one piece or word in a text in which none was chosen.
@@ -156,6 +159,8 @@ def choose(
         if unit == "word":
             draw_BT = _by_word(draw_BT, word_indices(text, name))
         chosen_BT = maskable_BT & (draw_BT < prob)
+    elif unit == "single_span":
+        chosen_BT = single_span(maskable_BT, text.segments_BT, keys_B, name)
     else:
         words = words_of(text, maskable_BT, name)
         make = anchored_spans if unit == "span" else geometric_spans
@@ -165,6 +170,22 @@ def choose(
         draw_BT = draw_BT.masked_fill(~maskable_BT, 2.0)
         lowest_BT = maskable_BT & (draw_BT == draw_BT.amin(1, keepdim=True))
         chosen_BT = chosen_BT | (lowest_BT & ~chosen_BT.any(1, keepdim=True))
+    return chosen_BT
+
+
+def single_span(maskable_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor, name: str) -> Tensor:
+    """One span of each text (of each of a pair), over its n maskable tokens, bool (B, T): it starts at one of 0, ..., n, where n is none,
+    and has 1, ..., n tokens, both uniform; the end of the text cuts it. None where n <= ``SHORT``, else (2 n + 1) / (6 n) of the tokens
+    are expected.
+    """
+    chosen_BT = torch.zeros_like(maskable_BT)
+    for segment in (0,) if segments_BT is None else (0, 1):
+        own_BT = maskable_BT if segments_BT is None else maskable_BT & (segments_BT == segment)
+        number_B1, place_BT = own_BT.sum(1, keepdim=True), own_BT.cumsum(1) - 1
+        draw_B2 = random.uniform(keys_B, random.stream(f"{name}/span{segment}"), 2)
+        start_B1 = (draw_B2[:, :1] * (number_B1 + 1)).floor()
+        end_B1 = start_B1 + 1 + (draw_B2[:, 1:] * number_B1).floor()
+        chosen_BT = chosen_BT | (own_BT & (place_BT >= start_B1) & (place_BT < end_B1) & (number_B1 > SHORT))
     return chosen_BT
 
 

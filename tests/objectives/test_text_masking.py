@@ -10,7 +10,7 @@ import torch
 from helpers.objectives import CLS, MASK, PAD, SEP, keys, vocabulary
 
 from mmpretrain import random
-from mmpretrain.objectives.text_masking import Spans, choose, choose_nodes, geometric_spans, maskable, words_of
+from mmpretrain.objectives.text_masking import UNITS, Spans, choose, choose_nodes, geometric_spans, maskable, words_of
 from mmpretrain.types import Text
 
 N, WORDS = 500, 200
@@ -120,7 +120,7 @@ def test_geometric_spans_against_a_loop():
         assert (chosen[row] == expected).all()
 
 
-@pytest.mark.parametrize("unit", ["piece", "word", "span", "geometric"])
+@pytest.mark.parametrize("unit", UNITS)
 def test_padding_and_order_change_nothing(unit):
     text = texts(12, 20, pieces=2, pair=8)
     wide = Text(*(torch.nn.functional.pad(x, (0, 9), value=v) for x, v in ((text.ids_BT, PAD),)), text.lengths)
@@ -133,6 +133,47 @@ def test_padding_and_order_change_nothing(unit):
     width = whole.shape[1]
     assert torch.equal(whole, padded[:, :width]) and not padded[:, width:].any()
     assert torch.equal(padded[order], permuted) and whole.any(1).all()
+
+
+@pytest.mark.parametrize("n", [8, 10, 12, 16, 20])
+def test_share_of_the_single_span_is_that_of_interberts_code(n):
+    """(2 n + 1) / (6 n): between 34 and 36 % for captions of usual length."""
+    text = texts(20_000, n)
+    shares = choose(text, maskable(text, vocabulary()), keys(20_000), 0.1, "single_span", Spans(), "mlm").sum(1).double().numpy() / n
+    every = [(max(min(start + length, n) - start, 0)) / n for start in range(n + 1) for length in range(1, n + 1)]
+    expected = (2 * n + 1) / (6 * n)
+    assert expected == pytest.approx(np.mean(every)) and 0.34 < expected < 0.36
+    assert abs(shares.mean() - expected) < 4 * np.std(every) / 20_000**0.5
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_single_spans_against_a_count(n):
+    """Every start and every length as often as the others; captions of three pieces or fewer are never masked."""
+    text = texts(40_000, n)
+    chosen = choose(text, maskable(text, vocabulary()), keys(40_000), 0.1, "single_span", Spans(), "mlm").numpy()[:, 1 : n + 1]
+    if n <= 3:
+        assert not chosen.any()
+        return
+    expected: dict[tuple[int, int], float] = {}
+    for start in range(n + 1):
+        for length in range(1, n + 1):
+            span = (start, min(start + length, n)) if start < n else (0, 0)
+            expected[span] = expected.get(span, 0.0) + 40_000 / (n * (n + 1))
+    first, number = np.where(chosen.any(1), chosen.argmax(1), 0), chosen.sum(1)
+    place = np.arange(n)
+    assert (chosen == ((place >= first[:, None]) & (place < (first + number)[:, None]))).all()  # no holes
+    found = {span: int(((first == span[0]) & (first + number == span[1])).sum()) for span in expected}
+    assert sum(found.values()) == 40_000
+    chi = sum((found[span] - count) ** 2 / count for span, count in expected.items())
+    assert chi < len(expected) - 1 + 4 * (2 * (len(expected) - 1)) ** 0.5
+
+
+def test_each_text_of_a_pair_has_a_span_of_its_own():
+    text = texts(4000, 22, pair=10)
+    chosen = choose(text, maskable(text, vocabulary()), keys(4000), 0.1, "single_span", Spans(), "mlm").numpy()
+    for slots, n in ((chosen[:, 1:11], 10), (chosen[:, 12:24], 12)):
+        assert abs(slots.mean() - (2 * n + 1) / (6 * n)) < 4 * 0.3 / 4000**0.5
+        assert (np.diff(slots.astype(int), axis=1, prepend=0) == 1).sum(1).max() == 1
 
 
 def test_one_text_of_a_pair():
