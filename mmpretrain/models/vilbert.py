@@ -9,9 +9,11 @@ from mmpretrain.nn.cross import CoAttention
 from mmpretrain.nn.embed import TextEmbedder
 from mmpretrain.nn.heads import PairPooler
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.layers import Embedding, Init
+from mmpretrain.nn.ragged import Ragged
 from mmpretrain.nn.regions import RegionEmbedder
-from mmpretrain.nn.streams import TwoStreams, check_streams, firsts, spec_of
-from mmpretrain.types import Batch, Spec
+from mmpretrain.nn.streams import TwoStreams, check_streams, firsts, spec_of, with_second, without_second
+from mmpretrain.types import Batch, Spec, Text
 
 
 class ViLBERT(nn.Module):
@@ -27,10 +29,14 @@ class ViLBERT(nn.Module):
         co_attention: at most as many blocks as either stack.
         fusion: of the two poolers: ``mul``, ``sum`` or ``text``.
         pooled_dropout: that heads on the pooled state put before their linear layer.
-        std: of the initialisation of poolers and heads.
+        std: of the initialisation of poolers, heads and tasks.
+        tasks: rows of a table of tasks, one of which stands behind [CLS], without position and segment, in every text (12-in-1, arXiv
+            1912.02315; its release has 20). Its state is not among those of the text. 0: none.
+        task: that row; the release numbers its tasks from 1.
 
     Raises:
-        ValueError: the parts do not fit together (see ``check_streams``), or there are more co-attention blocks than text or image blocks.
+        ValueError: the parts do not fit together (see ``check_streams``), there are more co-attention blocks than text or image blocks, or
+            there is no such task.
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class ViLBERT(nn.Module):
         fusion: str = "mul",
         pooled_dropout: float = 0.1,
         std: float = 0.02,
+        tasks: int = 0,
+        task: int = 0,
     ) -> None:
         super().__init__()
         check_streams("ViLBERT", text, regions, text_blocks, image_blocks, co_attention)
@@ -55,6 +63,9 @@ class ViLBERT(nn.Module):
         self.text_blocks, self.image_blocks, self.co_attention = text_blocks, image_blocks, co_attention
         self.pooler = PairPooler(text.width, regions.width, co_attention.width, fusion, "relu", std)
         self.pooled_dropout, self.std = pooled_dropout, std
+        if not 0 <= task < max(tasks, 1):
+            raise ValueError(f"ViLBERT has no task {task} in a table of {tasks}: raise tasks or lower task")
+        self.tasks, self.task = Embedding(tasks, text.width, Init("normal", std)) if tasks else None, task
 
     @property
     def spec(self) -> Spec:
@@ -79,7 +90,7 @@ class ViLBERT(nn.Module):
         if batch.text is None or batch.regions is None:
             raise ValueError("ViLBERT needs a batch with text and regions; name the sources that have both in `sources`")
         image, prefix = self.regions(batch.regions)
-        streams = TwoStreams(self.text(batch.text), image, self.text_blocks, self.image_blocks, self.co_attention)
+        streams = TwoStreams(self._embedded(batch.text), image, self.text_blocks, self.image_blocks, self.co_attention)
         text_alone, image_alone = (stack.depth - self.co_attention.depth for stack in (self.text_blocks, self.image_blocks))
         for i in range(text_alone):
             streams.text_block(i)
@@ -93,4 +104,13 @@ class ViLBERT(nn.Module):
         pooled_BD = self.pooler(firsts(streams.text), firsts(streams.image))
         if kind == "pooled":
             return Fused(None, None, pooled_BD)
-        return Fused(streams.text, streams.image, pooled_BD, prefix)
+        text = streams.text if self.tasks is None else without_second(streams.text)
+        return Fused(text, streams.image, pooled_BD, prefix)
+
+    def _embedded(self, text: Text) -> Ragged:
+        """Embedded words, behind the first one the task where there are tasks."""
+        x = self.text(text)
+        if self.tasks is None:
+            return x
+        task_BD = self.tasks.weight[self.task].expand(x.layout.size, -1)
+        return with_second(x, self.text.dropout(self.text.norm(task_BD)))

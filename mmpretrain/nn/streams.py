@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mmpretrain.nn.attention import Plan, kernel_dtype, plan
@@ -16,6 +17,23 @@ from mmpretrain.types import Spec
 def firsts(x: Ragged) -> Tensor:
     """The state of the first token of each sample: (B, D)."""
     return x.x_ND.index_select(0, x.layout.first_B(x.x_ND.device))
+
+
+def with_second(x: Ragged, token_BD: Tensor) -> Ragged:
+    """A token more in each sample, behind its first one."""
+    device, n = x.x_ND.device, x.layout.total
+    layout = Layout(tuple(length + 1 for length in x.layout.lengths))
+    slot_M, sample_M = layout.slot_N(device), layout.sample_N(device)
+    own_M = torch.arange(layout.total, device=device) - sample_M - (slot_M > 1).long()
+    rows_M = torch.where(slot_M == 1, n + sample_M, own_M)
+    return Ragged(torch.cat([x.x_ND, token_BD.to(x.x_ND.dtype)]).index_select(0, rows_M), layout)
+
+
+def without_second(x: Ragged) -> Ragged:
+    """What ``with_second`` was given, or what has become of it."""
+    device, layout = x.x_ND.device, Layout(tuple(length - 1 for length in x.layout.lengths))
+    rows_N = torch.arange(layout.total, device=device) + layout.sample_N(device) + (layout.slot_N(device) > 0).long()
+    return Ragged(x.x_ND.index_select(0, rows_N), layout)
 
 
 def spec_of(
@@ -53,9 +71,7 @@ class TwoStreams:
         co_attention: blocks in which the streams read each other.
     """
 
-    def __init__(
-        self, text: Ragged, image: Ragged, text_blocks: Transformer, image_blocks: Transformer, co_attention: CoAttention
-    ) -> None:
+    def __init__(self, text: Ragged, image: Ragged, text_blocks: Transformer, image_blocks: Transformer, co_attention: CoAttention) -> None:
         self.text, self.image = text, Ragged(image.x_ND.to(text.x_ND.dtype), image.layout)
         self._text_blocks, self._image_blocks, self._co_blocks = text_blocks.blocks, image_blocks.blocks, co_attention.blocks
         self._text_plan, self._image_plan = self._plan(text_blocks, self.text), self._plan(image_blocks, self.image)

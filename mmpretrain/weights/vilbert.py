@@ -1,6 +1,7 @@
 """ViLBERT in the layout of its authors (jiasenlu/vilbert_beta and facebookresearch/vilbert-multi-task, whose names agree).
 
 In their blocks of co-attention 1 is the picture and 2 the text. Row 0 of ``cls.bi_seq_relationship`` means a match there, row 1 here.
+A model of the twelve tasks of 12-in-1 has a table of tasks, which asks for ``ViLBERT(tasks=20)``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def _rules(model: Any) -> list[Rule]:
         *block_rules("text_blocks.blocks.{i}", "bert.encoder.layer.{i}"),
         *block_rules("image_blocks.blocks.{i}", "bert.encoder.v_layer.{i}"),
         *_co_attention(),
+        Rule("tasks.weight", "bert.embeddings.task_embeddings.weight", optional=True),
     ]
     return [*here(trunk), *head_rules()]
 

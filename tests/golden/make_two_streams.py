@@ -3,6 +3,7 @@
 Run from the folder ``tests``, with checkouts of the two repositories:
 
     python golden/make_two_streams.py vilbert CHECKOUT_OF_vilbert-multi-task golden/vilbert_states.npz
+    python golden/make_two_streams.py vilbert-tasks CHECKOUT_OF_vilbert-multi-task golden/vilbert_tasks_states.npz
     python golden/make_two_streams.py interbert CHECKOUT_OF_InterBERT golden/interbert_states.npz
 
 Nothing of theirs is kept but the numbers. Their modules import packages for downloads and logging that a forward does not need; empty ones
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers.official import INTERBERT, VILBERT, Sizes, batch, values
+from helpers.official import INTERBERT, TASK, VILBERT, Sizes, batch, values
 
 ABSENT = ("boto3", "botocore", "botocore.exceptions", "tensorboardX", "torch._six", "requests", "pytorch_transformers")
 
@@ -55,9 +56,10 @@ def released(system: str, checkout: str) -> torch.nn.Module:
     """The released trunk, tiny, with the weights of the formula."""
     stand_ins()
     sys.path.insert(0, checkout)
-    if system == "vilbert":
+    if system.startswith("vilbert"):
         code, sizes = importlib.import_module("vilbert.vilbert"), VILBERT
         config = code.BertConfig(sizes.vocab, num_hidden_layers=sizes.text_depth, **options(sizes))
+        config.task_specific_tokens = system == "vilbert-tasks"
         model = code.BertModel(config)
     else:
         code, sizes = importlib.import_module("bertmodel.modules"), INTERBERT
@@ -98,12 +100,15 @@ def inputs(sizes: Sizes) -> dict[str, torch.Tensor]:
 
 def main(system: str, checkout: str, out: str) -> None:
     model = released(system, checkout)
-    x = inputs(VILBERT if system == "vilbert" else INTERBERT)
+    x = inputs(INTERBERT if system == "interbert" else VILBERT)
     arguments = [x["ids"], x["features"], x["boxes"], x["types"], x["text_mask"], x["image_mask"]]
     if system == "interbert":
         arguments.append(torch.cat([x["image_mask"], x["text_mask"]], 1))
+    tasks = {"task_ids": torch.full((3, 1), TASK)} if system == "vilbert-tasks" else {}
     with torch.no_grad():
-        text, image, pooled_text, pooled_image, _ = model(*arguments)
+        text, image, pooled_text, pooled_image, _ = model(*arguments, **tasks)
+    if tasks:  # the state of the task, which is no word's
+        text = torch.cat([text[:, :1], text[:, 2:]], 1)
     packed = {"text": text[x["text_mask"].bool()], "image": image[x["image_mask"].bool()], "pooled": pooled_text * pooled_image}
     np.savez(out, **{name: value.numpy().astype(np.float32) for name, value in packed.items()})
     print({name: (tuple(value.shape), float(value.abs().max())) for name, value in packed.items()})

@@ -56,6 +56,7 @@ class Sizes(NamedTuple):
 
 
 VILBERT = Sizes()
+TASK = 7  # of the golden states with a token of the task
 INTERBERT = Sizes(image=24, image_heads=3, image_hidden=40)
 
 

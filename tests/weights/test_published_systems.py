@@ -18,6 +18,7 @@ from mmpretrain.types import Batch
 from mmpretrain.weights.files import WeightsError
 from mmpretrain.weights.keymap import KeyMapError
 from mmpretrain.weights.layout import from_published, to_published
+from mmpretrain.weights.published import import_weights
 
 STATES = Path(__file__).parents[1] / "golden"
 
@@ -187,7 +188,6 @@ def test_what_is_known_to_be_left_over(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "more"), [
-    ("vilbert", "bert.embeddings.task_embeddings.weight"),  # of the model for several tasks, whose states it changes
     ("vilbert", "bert.encoder.v_layer.0.attention.self.dyLinear_q.weight"),
     ("oscar", "bert.code_embeddings.weight"),
     ("vlbert", "vlbert.visual_1x1_text.weight"),
@@ -199,6 +199,26 @@ def test_what_would_change_the_states_is_refused(name: str, more: str) -> None:
     model, _ = made(name)
     with pytest.raises(WeightsError, match=f"has no place for {more}"):
         from_published(SYSTEMS[name].layout, model, {**to_published(SYSTEMS[name].layout, model), more: torch.ones(2, 2)})
+
+
+def test_the_table_of_tasks_of_12_in_1(tmp_path: Path) -> None:
+    """``multi_task_model.bin`` has one, ``pretrained_model.bin`` has none; a file of the other kind is refused by the name of the part."""
+    layout, (plain, heads) = SYSTEMS["vilbert"].layout, made("vilbert")
+    several, fresh = (tiny.shake(two_streams.vilbert(tasks=20, task=7), seed) for seed in (3, 4))
+    table = {"bert.embeddings.task_embeddings.weight": several.tasks.weight.detach()}
+    state = to_published(layout, several, heads)
+    assert state.keys() == to_published(layout, plain, heads).keys() | table.keys()
+    assert torch.equal(state["bert.embeddings.task_embeddings.weight"], several.tasks.weight)
+    torch.save({**state, "vil_logit.weight": torch.ones(1, 20)}, tmp_path / "several.bin")
+    found = import_weights(fresh, tmp_path / "several.bin", "vilbert")
+    assert found.unused == ("vil_logit.weight",) and found.heads.keys() == heads.keys()
+    batch = two_streams.batch()
+    assert torch.equal(fresh(batch).pooled_BD, several(batch).pooled_BD)
+    with pytest.raises(WeightsError, match=r"tasks\.weight is \(20, 24\), the model has no such part"):
+        import_weights(plain, tmp_path / "several.bin", "vilbert")
+    torch.save(to_published(layout, plain, heads), tmp_path / "one.bin")
+    with pytest.raises(WeightsError, match=r"has nothing for tasks\.weight of the model"):
+        import_weights(fresh, tmp_path / "one.bin", "vilbert")
 
 
 def test_oscar_and_its_successor_are_told_apart() -> None:
