@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmpretrain.methods.adversarial import Adversarial, Delta, perturb, sample_norms, symmetric_kl
-from mmpretrain.objectives.base import Scored
+from mmpretrain.objectives.base import Objective, Scored
 from mmpretrain.objectives.precision import wide
 from mmpretrain.train import distributed
 from mmpretrain.train.pretraining import Pretraining
@@ -26,10 +26,12 @@ from mmpretrain.train.step import PLANS, Backward, StepResult, Sums, corrupted, 
 from mmpretrain.types import Batch
 
 
-def checked(method: Adversarial | None, backward: str) -> Adversarial | None:
-    """Raise ValueError where a method and a backward plan do not go together."""
+def checked(method: Adversarial | None, backward: str, objectives: Mapping[str, Objective]) -> Adversarial | None:
+    """Raise ValueError where a method does not go together with a backward plan or with the objectives."""
     if method is not None and backward != "plain":
         raise ValueError(f"model.adversarial goes with model.backward=plain, not {backward}: features of perturbed inputs are not cached")
+    if method is not None:
+        method.consistent(objectives, ())
     return method
 
 

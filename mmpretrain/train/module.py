@@ -30,8 +30,9 @@ from mmpretrain.train.payload import check_complete, check_data, payload
 from mmpretrain.train.phases import Phases
 from mmpretrain.train.pretraining import Pretraining, materialise
 from mmpretrain.train.rollback import RollBack
-from mmpretrain.train.schedule import Schedule, StepScheduler
+from mmpretrain.train.schedule import Schedule, Stages, StepScheduler
 from mmpretrain.train.step import StepResult
+from mmpretrain.train.tasks import checked as checked_weights
 from mmpretrain.train.tasks import tasks
 from mmpretrain.train.trainer import EngineFlags, run_steps
 from mmpretrain.train.transforms import ModelTransform, transform
@@ -50,8 +51,8 @@ class Pretrain(EvaluatedModule):
         schedule: factor of the rate per optimiser step.
         task_schedule: ``all``: every objective at every step; ``sample``: one view per step, drawn from (seed, step) alike on every rank.
         task_weights: view -> relative frequency for ``sample``; equal if None.
-        phases: rows ``{until: step, set: {"objective.attribute": value}}``; ``model`` and ``adversarial`` have attributes too. A value
-            may be a ramp ``{from: 0, to: 1, over: steps, shape: cosine}``; see ``train.phases``.
+        phases: rows ``{until: step, set: {"objective.attribute": value}, restart: false}``; ``model`` and ``adversarial`` have attributes
+            too. A value may be a ramp ``{from: 0, to: 1, over: steps, shape: cosine}``; see ``train.phases``.
         transforms: changes of the model before any parallel plan, in order, such as weights to start from; None: none.
         compile: ``torch.compile`` of each block.
         activation_checkpointing: recompute blocks in the backward.
@@ -92,13 +93,13 @@ class Pretrain(EvaluatedModule):
         self.automatic_optimization = False
         self.root = Pretraining(system, objectives)
         self.optimizer, self.schedule = optimizer, schedule
-        self.task_schedule, self.task_weights = task_schedule, task_weights
+        self.task_schedule, self.task_weights = task_schedule, checked_weights(self.root, task_schedule, task_weights)
         self.phases = Phases(phases)
         self.transforms, self.compile_blocks, self.activation_checkpointing = tuple(transforms or ()), compile, activation_checkpointing
         self.ema_decay, self.ema_every = ema_decay, ema_every
         self.guard, self.roll_back = StepGuard(on_nonfinite, on_spike, max_skips), RollBack()
         self.backward_plan, self.reduction, self.seed = backward, reduction, seed
-        self.adversarial = checked(adversarial, backward)
+        self.adversarial = checked(adversarial, backward, self.root.objectives)
         self.flags = EngineFlags()
         self.vocabulary: Vocabulary | None = None
         self.config: dict[str, Any] | None = None  # the resolved configuration, set by the command line
@@ -158,7 +159,8 @@ class Pretrain(EvaluatedModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer.build(self.root)
-        scheduler = StepScheduler(optimizer, self.schedule, self.total_steps())
+        schedule = Stages(self.schedule, self.phases.restarts()) if self.phases.restarts() else self.schedule
+        scheduler = StepScheduler(optimizer, schedule, self.total_steps())
         self.settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -173,7 +175,12 @@ class Pretrain(EvaluatedModule):
             raise ValueError("the run has no end: set trainer.max_steps, trainer.max_epochs or the schedule's total")
         return total
 
+    def owners(self) -> dict[str, Any]:
+        """What ``phases`` may set attributes of, by name."""
+        return {"model": self.root.model, **self.root.objectives, "adversarial": self.adversarial}
+
     def on_fit_start(self) -> None:
+        self.phases.check(self.owners())
         if self.ema_decay is not None:
             self.ema = Ema(self.root, self.ema_decay, self._ema_state, self.ema_every)
             self._ema_state = None
@@ -221,8 +228,10 @@ class Pretrain(EvaluatedModule):
         batches = (batch,) if isinstance(batch, Batch) else tuple(batch)
         step = self.trainer.global_step
         self.seed_step(step)
-        self.phases.apply(step, {"model": self.root.model, **self.root.objectives, "adversarial": self.adversarial})
+        self.phases.apply(step, self.owners())
         optimizer = self.optimizers()
+        if step in self.phases.restarts():
+            optimizer.optimizer.state.clear()
         optimizer.zero_grad(set_to_none=True)
         self._batches = batches
         plan = plan_of(self.backward_plan, self.adversarial, self.trainer.precision_plugin)

@@ -7,6 +7,9 @@ A value is set for as long as a row lasts, or moves along a ramp that begins wit
         model.temperature: {from: 1.0, to: 0.0625, over: 150000, shape: cosine}
         elbo.kl_weight: {from: 0.0, to: 6.6, over: 5000, shape: cosine}
 
+A row with ``restart: true`` begins a stage: the optimiser forgets its moments, and the schedule starts anew and spans the steps to the
+next such row, or to the end. Weights and their average go on.
+
 What a value is depends on the optimiser step alone, so that a resumed run sees the values of an unbroken one.
 """
 
@@ -18,6 +21,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 SHAPES = ("cosine", "linear", "exponential")
+KEYS = ("until", "set", "restart")
 
 
 class Ramp(NamedTuple):
@@ -50,6 +54,7 @@ class Phase(NamedTuple):
     until: int | None  # the first optimiser step that no longer belongs to it; None: to the end
     set: Mapping[str, float | int | bool | str | Ramp]  # "<objective>.<attribute>", "model.<attribute>", "adversarial.<attribute>"
     since: int = 0  # its first optimiser step
+    restart: bool = False  # of optimiser and schedule
 
 
 class Phases:
@@ -59,16 +64,24 @@ class Phases:
         rows: as in YAML.
 
     Raises:
-        ValueError: ``until`` does not rise, an open row is not the last, or a ramp is none.
+        ValueError: a row has an unknown key, ``until`` does not rise, an open row is not the last, or a ramp is none.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        for number, row in enumerate(rows):
+            if unknown := [key for key in row if key not in KEYS]:
+                raise ValueError(f"model.phases: row {number} has no key {unknown[0]!r}; keys are {', '.join(KEYS)}")
+            limit = row.get("until", 1)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+                raise ValueError(f"model.phases: row {number}: until={limit!r} is not a whole number of optimiser steps, at least 1")
+            if not isinstance(row.get("restart", False), bool) or (row.get("restart") and not number):
+                raise ValueError(f"model.phases: row {number}: restart is true or false, and false in the first row, which begins the run")
         limits = [row.get("until") for row in rows]
         if any(limit is None for limit in limits[:-1]) or any(b is not None and b <= a for a, b in pairwise(limits)):
             raise ValueError(f"model.phases: until must rise from row to row and only the last may lack it, not {limits}")
         starts = [0, *limits]
         self.rows = tuple(
-            Phase(row.get("until"), {path: _value(path, value) for path, value in row.get("set", {}).items()}, start)
+            Phase(row.get("until"), _values(row.get("set") or {}), start, row.get("restart", False))
             for row, start in zip(rows, starts, strict=False)  # the end of the last row is no start
         )
         self.ramped: dict[str, float] = {}  # the values of the ramps at the step that was applied last
@@ -76,6 +89,20 @@ class Phases:
     def active(self, step: int) -> Phase | None:
         """The row that optimiser step ``step`` belongs to."""
         return next((phase for phase in self.rows if phase.until is None or step < phase.until), None)
+
+    def restarts(self) -> tuple[int, ...]:
+        """The optimiser steps at which optimiser and schedule start anew."""
+        return tuple(phase.since for phase in self.rows if phase.restart)
+
+    def check(self, owners: Mapping[str, Any]) -> None:
+        """Before the run: whether every row can be applied.
+
+        Raises:
+            ValueError: a target does not exist or holds another kind of value.
+        """
+        for phase in self.rows:
+            for path, value in phase.set.items():
+                _target(path, value.end if isinstance(value, Ramp) else value, owners)
 
     def apply(self, step: int, owners: Mapping[str, Any]) -> None:
         """Set the values of optimiser step ``step``.
@@ -90,14 +117,34 @@ class Phases:
         for path, value in phase.set.items() if phase is not None else ():
             if isinstance(value, Ramp):
                 value = self.ramped[path] = value.at(step - phase.since)
-            owner_name, _, attribute = path.partition(".")
-            owner = owners.get(owner_name)
-            present = getattr(owner, attribute, None) if owner is not None and attribute else None
-            numbers = isinstance(present, int | float) and isinstance(value, int | float)
-            if present is None or not (numbers or type(present) is type(value)):
-                known = ", ".join(name for name, one in owners.items() if one is not None)
-                raise ValueError(f"model.phases: {path!r} is not a number, switch or word like {value!r} of one of: {known}")
-            setattr(owner, attribute, value)
+            setattr(*_target(path, value, owners), value)
+
+
+def _target(path: str, value: Any, owners: Mapping[str, Any]) -> tuple[Any, str]:
+    """The owner of a value, and the name of its attribute.
+
+    Raises:
+        ValueError: there is none, or it holds another kind of value.
+    """
+    owner_name, _, attribute = path.partition(".")
+    owner = owners.get(owner_name)
+    present = getattr(owner, attribute, None) if owner is not None and attribute else None
+    numbers = isinstance(present, int | float) and isinstance(value, int | float)
+    if present is None or not (numbers or type(present) is type(value)):
+        known = ", ".join(name for name, one in owners.items() if one is not None)
+        raise ValueError(f"model.phases: {path!r} is not a number, switch or word like {value!r} of one of: {known}")
+    return owner, attribute
+
+
+def _values(row: Any) -> dict[str, Any]:
+    """What a row sets.
+
+    Raises:
+        ValueError: not a mapping.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"model.phases: set is a mapping of names to values, not {row!r}")
+    return {path: _value(path, value) for path, value in row.items()}
 
 
 def _value(path: str, value: Any) -> Any:

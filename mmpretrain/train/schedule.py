@@ -146,6 +146,31 @@ class Milestones(Schedule):
         return float(self.drop**passed * (min(1.0, step / warmup) if warmup else 1.0))
 
 
+class Stages(Schedule):
+    """A schedule that starts anew at certain steps: each stage has its warm-up and its decay.
+
+    Args:
+        schedule: of a stage; its ``total`` is that of the run.
+        starts: the first steps of the stages after the first.
+
+    Raises:
+        ValueError: the schedule follows the loss.
+    """
+
+    def __init__(self, schedule: Schedule, starts: Sequence[int]) -> None:
+        super().__init__(schedule.warmup, schedule.total)
+        if type(schedule).observe is not Schedule.observe or schedule.follows_validation:
+            raise ValueError(
+                f"model.phases: restart: {type(schedule).__name__} follows the loss and has no stages; choose another schedule"
+            )
+        self.schedule, self.starts = schedule, tuple(starts)
+
+    def factor(self, step: int, total: int) -> float:
+        begin = max((start for start in self.starts if start <= step), default=0)
+        end = min((start for start in self.starts if step < start < total), default=total)
+        return self.schedule.factor(step - begin, max(end - begin, 1))
+
+
 class StepScheduler(LRScheduler):
     """Steps a ``Schedule`` once per optimiser step. Its state is plain numbers.
 

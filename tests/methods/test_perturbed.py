@@ -115,7 +115,9 @@ def test_what_cannot_be_perturbed_says_so() -> None:
     with pytest.raises(ValueError, match=r"regress cannot be held.*mlm, itm"):
         gradients(module, [sample()], objectives=("regress",))
     with pytest.raises(ValueError, match="backward=plain"):
-        checked(Adversarial(), "cached")
+        checked(Adversarial(), "cached", {})
+    with pytest.raises(ValueError, match=r"regress cannot be held.*mlm, itm"):
+        checked(Adversarial(objectives=("regress",)), "plain", module.objectives)
     for wrong, named in (
         ({"steps": 0}, "steps"), ({"lr": 0.0}, "lr"), ({"lr_image": -1.0}, "lr_image"), ({"norm": "l1"}, "l2 or linf"),
         ({"modality": "sound"}, "alternate"),

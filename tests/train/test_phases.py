@@ -8,7 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
 from train.fakes import FakeData
 from train.runs import build, trainer
 
@@ -16,6 +18,8 @@ from mmpretrain.cli.layering import layer
 from mmpretrain.train.callbacks import Metrics
 from mmpretrain.train.checkpoint import Checkpoints
 from mmpretrain.train.phases import Phases, Ramp
+from mmpretrain.train.plateau import Plateau
+from mmpretrain.train.schedule import Stages, WarmupLinear
 
 
 def owners(**more: Any) -> dict[str, Any]:
@@ -83,6 +87,66 @@ def test_what_is_no_ramp_is_refused_when_the_run_is_built(ramp, message):
 def test_a_target_that_is_no_number_is_refused(path):
     with pytest.raises(ValueError, match=rf"model\.phases: '{path}' is not a number, switch or word like 0\.0"):
         Phases([{"set": {path: {"from": 0, "to": 1, "over": 5}}}]).apply(0, owners())
+
+
+def test_every_row_is_checked_before_the_run(tmp_path):
+    rows = [{"until": 2, "set": {"match.weight": 1.0}}, {"set": {"match.wieght": 0.0}}]
+    with pytest.raises(ValueError, match=r"model\.phases: 'match\.wieght' is not a number"):
+        trainer(4, default_root_dir=tmp_path).fit(build(phases=rows), datamodule=FakeData())
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"untl": 3, "set": {}}], "row 0 has no key 'untl'; keys are until, set, restart"),
+        ([{"until": 0}], "row 0: until=0 is not a whole number"),
+        ([{"until": 2}, {"until": 2.5}], r"row 1: until=2\.5 is not a whole number"),
+        ([{"restart": True}], "row 0: restart is true or false, and false in the first row"),
+        ([{"until": 2}, {"restart": 1}], "row 1: restart is true or false"),
+        ([{"set": 3}], "set is a mapping of names to values, not 3"),
+    ],
+)
+def test_what_is_no_row_is_refused(rows, message):
+    with pytest.raises(ValueError, match=rf"^model\.phases: {message}"):
+        Phases(rows)
+
+
+def test_each_stage_has_a_schedule_of_its_own():
+    whole, stages = WarmupLinear(warmup=0.25), Stages(WarmupLinear(warmup=0.25), (20, 30))
+    lengths = ((0, 20), (20, 10), (30, 10))
+    expected = [whole.factor(step, length) for _, length in lengths for step in range(length)]
+    assert [stages.factor(step, 40) for step in range(40)] == expected
+    with pytest.raises(ValueError, match="restart: Plateau follows the loss"):
+        Stages(Plateau(), (20,))
+
+
+class Adam(pl.Callback):
+    """Steps that the moments of the optimiser have seen, and the rate, after each optimiser step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def on_train_batch_end(self, fitter: pl.Trainer, *_: Any) -> None:
+        (optimizer,) = fitter.optimizers
+        steps = {int(state["step"]) for state in optimizer.state.values()}
+        self.seen.append((*steps, optimizer.param_groups[0]["lr"]))
+
+
+def test_a_stage_begins_with_a_new_optimiser_and_the_weights_of_the_last(tmp_path):
+    """Also where the run is stopped just before it, or in it."""
+    ends, seen = {}, {}
+    for folder, parts in (("whole", (9,)), ("parts", (4, 7, 9))):
+        for end in parts:
+            adam = Adam()
+            callbacks = [adam, Checkpoints(every_n_steps=1)]
+            fitter = trainer(end, callbacks, default_root_dir=tmp_path / folder, enable_checkpointing=True)
+            module = build(dropout=0.1, phases=[{"until": 4}, {"restart": True}])
+            module.schedule.total = 9
+            fitter.fit(module, datamodule=FakeData(steps_per_epoch=5), ckpt_path="last")
+            seen.setdefault(folder, []).extend(adam.seen)
+        ends[folder] = module.root.state_dict()
+    assert [steps for steps, _ in seen["whole"]] == [1, 2, 3, 4, 1, 2, 3, 4, 5]
+    assert seen["whole"] == seen["parts"] and all(torch.equal(ends["whole"][name], value) for name, value in ends["parts"].items())
 
 
 def values(folder: Path) -> dict[int, float]:

@@ -133,6 +133,21 @@ def test_sampled_tasks_are_a_function_of_seed_and_step() -> None:
     assert 0.65 < drawn.count(("mlm",)) / 400 < 0.85
 
 
+@pytest.mark.parametrize(
+    ("schedule", "weights", "message"),
+    [
+        ("sample", {"mian": 3.0}, "there is no view 'mian' to draw; views are main, match"),
+        ("sample", {"main": -1.0, "match": 2.0}, "at least 0"),
+        ("sample", {"main": float("nan")}, "at least 0"),
+        ("sample", {"main": 0.0, "match": 0.0}, "one of them above"),
+        ("all", {"main": 1.0}, "goes with model.task_schedule=sample, not all; set model.task_weights: null"),
+    ],
+)
+def test_weights_of_what_is_not_drawn_are_refused(schedule: str, weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(task_schedule=schedule, task_weights=weights)
+
+
 def test_phases_set_values_and_refuse_unknown_ones() -> None:
     module = build(phases=[{"until": 2, "set": {"match.weight": 0.0}}, {"set": {"match.weight": 0.25}}])
     run(module, steps=2)
