@@ -9,8 +9,9 @@ InterBERT                  ``joint_blocks``, ``text_blocks``   the first ones go
 single streams, VL-BERT    ``transformer``                     the first ones
 =========================  ==================================  ======================================================
 
-Word, position and segment tables, the LayerNorm after them, a pooler of the same shape and the masked-word head are taken too. What BERT
-does not have stays as it was initialised.
+Word, position and segment tables, the LayerNorm after them, a pooler of the same shape and the masked-word head are taken too, and the head
+of SIP (VisualBERT) or of TagContrast with two classes (Oscar) starts as BERT's for the next sentence. What BERT does not have stays as it
+was initialised.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.heads import PairPooler, Pooler, VocabularyHead
 from mmpretrain.weights.bert_names import block_rules, mlm_rules
 from mmpretrain.weights.files import WeightsError, read_json, read_state, renamed
-from mmpretrain.weights.keymap import KeyMap
+from mmpretrain.weights.keymap import KeyMap, Rows
+from mmpretrain.weights.layout import is_kind
 
 STACKS = ("joint_blocks", "text_blocks", "transformer")  # in the order in which they take BERT's layers
+_PAIRS = {"sip": Rows((1, 0)), "tags": Rows((1, 0))}  # kinds of heads; BERT's row 0 means the next sentence, our row 1 a text that belongs
 _WORDS = "embeddings.word_embeddings.weight"
 _POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta", "camembert")  # position 0 is in the row behind that of padding
 _OTHER_NAMES = (
@@ -118,7 +121,7 @@ class FromBERT(ModelTransform):
 
     Args:
         folder: of transformers, any model with BERT's names (BERT, RoBERTa, ERNIE): ``config.json``, weights, and a vocabulary.
-        head: fill the masked-word head too, where the folder has one.
+        head: fill the masked-word head and the head of text pairs too, where the folder has them.
         image_tables: the position and type tables of VisualBERT's regions start as those of the text, as in its release.
     """
 
@@ -139,7 +142,7 @@ class FromBERT(ModelTransform):
         parts.words.weight[ours] = bert.state[_WORDS][theirs]
         done = [said, *self._tables(model, parts, bert), *_blocks(parts, bert)]
         if parts.pooler is not None and parts.pooler.activation == "tanh" and _fill(parts.pooler, bert.state, "pooler."):
-            done.append("pooler")
+            done += ["pooler", *(_pairs(around, bert) if self.head else ())]
         if self.head and _head(around, bert, ours, theirs):
             done.append("masked-word head")
         self.said = f"{type(model).__name__} starts as {bert.folder}: {', '.join(done)}"
@@ -260,3 +263,17 @@ def _head(around: Around, bert: Bert, ours: Tensor, theirs: Tensor) -> bool:
         if head.decoder is not None:
             head.decoder.weight[ours] = decoder[theirs]
     return True
+
+
+def _pairs(around: Around, bert: Bert) -> list[str]:
+    """Fill the heads of text pairs that have BERT's shape, and say which they are."""
+    theirs = {leaf: bert.state.get(f"cls.seq_relationship.{leaf}") for leaf in ("weight", "bias")}
+    done = []
+    for name, one in around.objectives.items():
+        op = next((op for kind, op in _PAIRS.items() if is_kind(kind, one)), None)
+        own = one.head.state_dict() if op is not None else {}
+        if op is None or any(t is None or t.shape != own[leaf].shape for leaf, t in theirs.items()):
+            continue
+        one.head.load_state_dict({leaf: op.to_ours([t])[0] for leaf, t in theirs.items()})
+        done.append(f"head of {name}")
+    return done

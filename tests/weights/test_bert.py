@@ -17,7 +17,11 @@ from mmpretrain.models.vlbert import VLBERT
 from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.nn.vlbert import VLBERTEmbedder
+from mmpretrain.objectives.itm import ITM
 from mmpretrain.objectives.mlm import MLM
+from mmpretrain.objectives.sip import SIP
+from mmpretrain.objectives.tags import TagContrast
+from mmpretrain.objectives.text_contrast import MATCHED
 from mmpretrain.types import Batch, Text
 from mmpretrain.weights.bert import FromBERT
 
@@ -145,6 +149,40 @@ def test_masked_word_head(tied: bool, old: bool, tmp_path: Path) -> None:
     tolerance = 2e-2 if old else 1e-5
     torch.testing.assert_close(got, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
     assert mlm.head.tied == tied
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("visualbert", SIP()), ("oscar", TagContrast())])
+@torch.no_grad()
+def test_heads_of_text_pairs_start_as_that_of_the_next_sentence(kind: str, objective: SIP | TagContrast, tmp_path: Path) -> None:
+    """BERT's row 0 is the next sentence, our row 1 a second text that belongs; heads of other kinds and sizes stay."""
+    theirs, model = BertForPreTraining(config(48, 2, 192, 60)), single_stream.shaken(kind)
+    theirs.cls.seq_relationship.bias.data.normal_()
+    saved(tmp_path, theirs)
+    others = {"itm": ITM(), "plus": TagContrast(classes=3)}
+    objectives = {"pair": objective, **others}
+    for one in objectives.values():
+        one.bind(model.spec, None)
+        tiny.shake(one, 5)
+    kept = {name: {key: t.clone() for key, t in one.state_dict().items()} for name, one in objectives.items()}
+    without = FromBERT(str(tmp_path), head=False)
+    without(model, Around(objectives))
+    assert all(torch.equal(objective.state_dict()[key], t) for key, t in kept["pair"].items()) and without.said.endswith(", pooler")
+    transform = FromBERT(str(tmp_path))
+    transform(model, Around(objectives))
+    assert transform.said.endswith(", pooler, head of pair")
+    words = text(60)
+    mask = Layout(words.lengths).mask_BL(torch.device("cpu")).long()
+    logits = theirs.eval()(input_ids=words.ids_BT, attention_mask=mask, token_type_ids=words.segments_BT).seq_relationship_logits
+    got = objective.eval().head(model(Batch(("a", "b", "c", "d"), torch.arange(4), words)).pooled_BD)
+    torch.testing.assert_close(got, logits.flip(1), atol=1e-5 * float(logits.abs().max()), rtol=0)
+    assert torch.equal(objective.head.weight[MATCHED], theirs.cls.seq_relationship.weight[0])
+    for name, one in others.items():
+        assert all(torch.equal(one.state_dict()[key], t) for key, t in kept[name].items())
+    fresh = tiny.shake(objective, 6)
+    before = fresh.head.weight.clone()
+    saved(tmp_path, BertModel(config(48, 2, 192, 60)))  # without heads
+    transform(model, Around({"pair": fresh}))
+    assert torch.equal(fresh.head.weight, before) and transform.said.endswith(", pooler")
 
 
 @torch.no_grad()
