@@ -10,6 +10,7 @@ Files and folders (which end in ``/``) may lie at ``s3://``, ``gs://``, ``http:/
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -114,6 +115,8 @@ def _distinct(places: Sequence[Path | str | Remote]) -> None:
 
 def _expand_one(text: str, split: str) -> list[Path] | list[str]:
     if _SCENES.match(text):
+        if "?" not in text and Path("scenes").is_dir():
+            _tell_generated(Path("scenes").resolve())
         return _scenes(text.removeprefix("scenes").removeprefix(":"), split)
     if not text:
         raise DataError("data: an empty source; name a folder of .tar shards, a tar file, or 'scenes'")
@@ -123,6 +126,13 @@ def _expand_one(text: str, split: str) -> list[Path] | list[str]:
     if _at_home(text, text).exists():  # before braces: a real name may hold them
         return _files(_at_home(text, text), text)
     return [file for name in braces(text) for file in _files(_at_home(name, text), text)]
+
+
+@functools.cache
+def _tell_generated(folder: Path) -> None:
+    """Say that a folder of the name is not what ``scenes`` means, once for each folder."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("mmpretrain: scenes: the generated set is taken; for the folder here write ./scenes", file=sys.stderr)
 
 
 def _at_home(name: str, text: str) -> Path:

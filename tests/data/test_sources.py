@@ -94,7 +94,9 @@ def test_empty_folders_and_repeated_shards_are_refused(folder):
         expand([str(folder / "a"), f"{folder}/b/../a/00001.tar"])
 
 
-def test_scenes_are_made_at_first_use(folder, monkeypatch):
+@pytest.fixture
+def asked(folder, monkeypatch):
+    """The options that the generated set is asked for; it is ``a`` and ``b``."""
     asked = []
 
     def embedded(**options: int) -> dict[str, Path]:
@@ -105,6 +107,10 @@ def test_scenes_are_made_at_first_use(folder, monkeypatch):
     fake = SimpleNamespace(embedded=embedded)
     monkeypatch.setitem(sys.modules, "mmpretrain.data_tools.scenes", fake)
     monkeypatch.setattr(package, "scenes", fake, raising=False)
+    return asked
+
+
+def test_scenes_are_made_at_first_use(folder, asked):
     assert names(expand("scenes")) == ["a/0", "a/1", "a/2"] and names(expand("scenes", "val"))[0] == "b/0"
     assert names(expand(f"scenes:val::{folder}/a"))[:4] == ["b/0", "b/1", "b/2", "a/0"]
     expand("scenes?n=200&seed=3")
@@ -113,3 +119,18 @@ def test_scenes_are_made_at_first_use(folder, monkeypatch):
         expand("scenes:test")
     with pytest.raises(DataError, match="has the options n, seed, size and regions"):
         expand("scenes?many=3")
+
+
+def test_a_folder_called_scenes_is_said_once(folder, asked, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    expand("scenes")
+    assert capsys.readouterr().err == ""
+    (folder / "scenes").mkdir()
+    (folder / "scenes" / "00000.tar").touch()
+    assert names(expand("./scenes")) == ["scenes/0"] and names(expand("scenes/")) == ["scenes/0"]
+    expand("scenes?n=200")  # no name of a folder
+    assert capsys.readouterr().err == ""
+    for source in ("scenes:val", "scenes", ["scenes", "./scenes"]):
+        expand(source)
+    assert capsys.readouterr().err == "mmpretrain: scenes: the generated set is taken; for the folder here write ./scenes\n"
+    assert len(asked) == 5
