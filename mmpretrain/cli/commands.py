@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +26,21 @@ class OneLine(argparse.ArgumentParser):
             message = f"unknown option '{word}'.{nearest(word.split('=')[0], _options(self))}"
         message = message if message.endswith("?") else f"{message.rstrip('.')}."
         sys.exit(show(f"{self.prog.removeprefix('mmpretrain ')}: {message} See {self.prog} --help"))
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The ``type`` of an option that takes whole numbers from ``least`` on."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"a whole number, not {text!r}") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"at least {least}, not {value}")
+        return value
+
+    return number
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -85,8 +100,8 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run (its last checkpoint)")
     parser.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="shards; default: the run's validation sets")
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="default: all that fit the checkpoint and the data")
-    parser.add_argument("--limit", type=int, help="at most so many samples, evenly spread over each set")
-    parser.add_argument("--captions", type=int, metavar="N", help="of each image in retrieval, the first ones; default: all that fit")
+    parser.add_argument("--limit", type=at_least(1), help="at most so many samples, evenly spread over each set")
+    parser.add_argument("--captions", type=at_least(1), metavar="N", help="of each image in retrieval; default: all that fit")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="zero-shot classification: class names, one a line")
     parser.add_argument("--label", default="label", metavar="KEY", help="of KEY.json: the class(es) of a sample, names or numbers from 0")
     parser.add_argument("--templates", type=Path, metavar="FILE", help="prompts with {} for the class name, one a line")
@@ -137,7 +152,7 @@ def embed(argv: list[str]) -> int:
     parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run (its last checkpoint)")
     parser.add_argument("--data", required=True, metavar="SOURCE", help="a folder of shards, a tar file, a pattern, or scenes:val")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.parquet|npz")
-    parser.add_argument("--part-size", type=int, default=1024, help="samples per part; an interruption loses at most one part")
+    parser.add_argument("--part-size", type=at_least(1), default=1024, help="samples per part; an interruption loses at most one part")
     options = parser.parse_args(argv[1:])
     return guarded(_embed, options)
 

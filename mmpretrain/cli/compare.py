@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from mmpretrain.cli import compare_alike, compare_plan
-from mmpretrain.cli.commands import OneLine, guarded
+from mmpretrain.cli.commands import OneLine, at_least, guarded
 from mmpretrain.cli.compare_plan import Recipe
 from mmpretrain.cli.errors import UserError, nearest
 from mmpretrain.cli.layering import typed_keys
 
 LIMIT = 256
+MOST_SEED = 2**32 - 1  # of numpy, and so of Lightning
 OF_OURS = {"seed_everything": "--seeds", "ckpt_path": "--out", "trainer.default_root_dir": "--out"}
 
 
@@ -59,15 +60,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--systems", default="", metavar="A,B", help="the same, by name: vilt,clip")
     made.add_argument("--config", action="append", default=[], metavar="FILE", help="above every recipe: data and the like; repeatable")
     made.add_argument("--size", metavar="NAME", help="of every system: tiny, base, large; default: as the recipes say")
-    made.add_argument("--steps", type=int, help="of every run; default: as the recipes say")
-    made.add_argument("--batch", type=int, help="samples of a step of every run; default: as the recipes say")
+    made.add_argument("--steps", type=at_least(1), help="of every run; default: as the recipes say")
+    made.add_argument("--batch", type=at_least(1), help="samples of a step of every run; default: as the recipes say")
     made.add_argument("--seeds", default="0", metavar="0,1,2", help="one run of every recipe for each; default: 0")
     help_ = "take everything but the system from the first recipe: data, batch size, steps; with training, optimiser and schedule too"
     made.add_argument("--alike", nargs="?", const="data", choices=("data", "training"), help=help_)
     made.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="measured on; default: the validation sets")
     made.add_argument("--only", action="append", default=[], help="what is measured, as for evaluate; default: all that fits")
-    made.add_argument("--limit", type=int, default=LIMIT, help=f"most samples of each set and measurement, default {LIMIT}")
-    made.add_argument("--captions", type=int, default=1, help="of each image in retrieval, default 1")
+    made.add_argument("--limit", type=at_least(1), default=LIMIT, help=f"most samples of each set and measurement, default {LIMIT}")
+    made.add_argument("--captions", type=at_least(1), default=1, help="of each image in retrieval, default 1")
     made.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison")
     made.add_argument("--restart", action="store_true", help="do runs again that DIR has with other options")
     return made
@@ -110,18 +111,30 @@ def _forwarded(made: argparse.ArgumentParser, rest: Sequence[str]) -> dict[str, 
     return typed
 
 
+def _seeds(text: str) -> list[int]:
+    """The seeds of ``--seeds``, each once.
+
+    Raises:
+        UserError: something else, or a number that is no seed.
+    """
+    try:
+        seeds = list(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        raise UserError(f"--seeds {text}: whole numbers with commas between them, such as 0,1,2") from None
+    if odd := [seed for seed in seeds if not 0 <= seed <= MOST_SEED]:
+        raise UserError(f"--seeds {text}: a seed is a number from 0 to {MOST_SEED}, not {odd[0]}")
+    return seeds
+
+
 def _jobs(options: argparse.Namespace, typed: Mapping[str, Any]) -> tuple[list[Job], list[compare_plan.Difference]]:
     wanted = [*options.recipes, *(name.strip() for name in options.systems.split(",") if name.strip())]
     fixed = {"trainer.max_steps": options.steps, "data.batch_size": options.batch}
     typed = {**typed, **{key: value for key, value in fixed.items() if value is not None}}
+    seeds = _seeds(options.seeds)
     recipes = compare_plan.resolve(wanted, options.config, typed, options.size)
     if options.alike:
         recipes = compare_alike.alike(recipes, options.alike == "training")
     recipes = [compare_alike.settled(recipe) for recipe in recipes]
-    try:
-        seeds = list(dict.fromkeys(int(text) for text in options.seeds.split(",")))
-    except ValueError:
-        raise UserError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2") from None
     measured = ["--limit", str(options.limit), "--captions", str(options.captions)]
     for option, values in (("--data", options.data), ("--only", options.only)):
         measured += [word for value in values for word in (option, value)]

@@ -24,9 +24,10 @@ def one_line(error: BaseException | str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` with a leading space, or the empty string."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{found[0]}'?" if found else ""
+    """`` Did you mean 'x'?`` with a leading space, or the empty string. The dashes of options are no likeness."""
+    bare = {one.lstrip("-"): one for one in known}
+    found = difflib.get_close_matches(word.lstrip("-"), bare, n=1, cutoff=0.6)
+    return f" Did you mean '{bare[found[0]]}'?" if found else ""
 
 
 def show(error: BaseException | str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpretrain.cli import generate_output as output
-from mmpretrain.cli.commands import OneLine, checkpoint, guarded, named_sets, text_of
+from mmpretrain.cli.commands import OneLine, at_least, checkpoint, guarded, named_sets, text_of
 from mmpretrain.cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def _parser() -> OneLine:
     add("--rerank", metavar="RUN", help="a CLIP that orders the pictures of each prompt")
     add("--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
     add("--prompts", type=Path, metavar="FILE", help="one a line, after those of --prompt")
-    add("--n", type=int, help="pictures of each prompt; default 32, with --measure 8")
+    add("--n", type=at_least(1), help="pictures of each prompt; default 32, with --measure 8")
     add("--out", type=Path, metavar="FILE.png", help="the sheet of all pictures, best first where they are re-ranked; default grid.png")
-    add("--columns", type=int, help="of the sheet; default 8, or as many more as a sheet that would be too high needs")
+    add("--columns", type=at_least(1), help="of the sheet; default 8, or as many more as a sheet that would be too high needs")
     add("--save-images", type=Path, metavar="DIR", help="also every picture alone: DIR/<prompt>-<picture>.png")
     add("--json", type=Path, metavar="FILE", help="also codes, scores and options; with --measure the results")
     add("--temperature", type=float, default=1.0, help="0: always the most probable code; default 1")
@@ -43,13 +43,13 @@ def _parser() -> OneLine:
     add("--top-p", type=float, metavar="P", help="draw from the fewest codes whose probabilities sum to P")
     add("--guidance", type=float, default=1.0, metavar="S", help="of classifier-free guidance; default 1: none")
     add("--seed", type=int, default=0, help="default 0")
-    add("--batch", type=int, default=32, help="pictures drawn at a time: speed, memory and rounding; default 32")
+    add("--batch", type=at_least(1), default=32, help="pictures drawn at a time: speed, memory and rounding; default 32")
     add("--image", type=Path, metavar="FILE", help="a picture whose first rows of codes all pictures begin with")
     add("--keep-rows", type=int, metavar="N", help="of --image; default: half of them")
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="of the transformer; default: averages where there are some")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
     add("--measure", metavar="[NAME=]SOURCE", help="measure pictures for the captions of a set, such as scenes:val, in place of prompts")
-    add("--limit", type=int, metavar="N", help="with --measure: at most so many captions, evenly spread over the set")
+    add("--limit", type=at_least(1), metavar="N", help="with --measure: at most so many captions, evenly spread over the set")
     add("--judge", metavar="RUN", help="with --measure: a CLIP to measure by; default: that of --rerank")
     add("--probe", metavar="SOURCE", help="with --measure: labelled pictures that the probe learns from, or none; default scenes:train")
     add("--real", metavar="SOURCE", help="with --measure: the real pictures that distances are taken from; default: those of the set")

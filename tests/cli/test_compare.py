@@ -107,13 +107,23 @@ def test_sizes_and_options_as_fit_reads_them() -> None:
         (["vilt", "clpi"], "there is no file 'clpi'.*Did you mean 'clip.yaml'"),
         (["vilt", "data/scenes.yaml"], "no recipe, because it names no model.system"),
         (["vilt", "clip", "--seeds", "a"], "--seeds a: whole numbers"),
+        (["vilt", "clip", "--seeds", "0,-1"], "--seeds 0,-1: a seed is a number from 0 to 4294967295, not -1"),
+        (["vilt", "clip", "--alike", "--steps", "-3"], "argument --steps: at least 1, not -3"),
+        (["vilt", "clip", "--steps=0"], "argument --steps: at least 1, not 0"),
+        (["vilt", "clip", "--batch", "0"], "argument --batch: at least 1, not 0"),
+        (["vilt", "clip", "--limit", "-3"], "argument --limit: at least 1, not -3"),
+        (["vilt", "clip", "--limit", "few"], "argument --limit: a whole number, not 'few'"),
         (["vilt", "clip", "--seed_everything", "3"], "--seed_everything: give --seeds to compare"),
         (["vilt", "clip", "--trainer.default_root_dir", "x"], "--trainer.default_root_dir: give --out to compare"),
         (["vilt", "clip", "--step", "3"], "unknown option '--step'. Did you mean '--steps'"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *words, "--out", str(tmp_path / "out")]) == 2
+    try:
+        code = main(["compare", *words, "--out", str(tmp_path / "out")])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
     said = capsys.readouterr().err.strip()
     assert re.search(message, said) and "\n" not in said
     assert not (tmp_path / "out").exists()

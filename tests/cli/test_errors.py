@@ -103,6 +103,10 @@ def test_no_run_folder_is_left_behind(capfd, tmp_path):
         (["data", "index", "nothing"], "nothing does not exist"),
         (["data", "indx"], "there is no tool 'data indx'. Did you mean 'index'? See mmpretrain data --help"),
         (["report", "nothing"], "nothing"),
+        (["evaluate", "nothing", "--limit", "-3"], "evaluate: argument --limit: at least 1, not -3. See mmpretrain evaluate --help"),
+        (["generate", "--ckpt", "x", "--dvae", "y", "--n", "0"], "generate: argument --n: at least 1, not 0."),
+        (["embed", "x", "--data", "y", "--out", "z.npz", "--btach", "3"], "unknown option '--btach'. See mmpretrain embed --help"),
+        (["embed", "x", "--data", "y", "--out", "z.npz", "--part-sise", "3"], "'--part-sise'. Did you mean '--part-size'?"),
         (["embed", "nothing", "--data", "x", "--out", "x.npz"], "there is no checkpoint nothing"),
     ],
 )
