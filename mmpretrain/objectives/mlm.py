@@ -18,7 +18,7 @@ from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.precision import full_precision, scalar, wide
-from mmpretrain.objectives.text_masking import UNITS, Spans, choose, maskable, replaced, word_indices
+from mmpretrain.objectives.text_masking import UNITS, Spans, choose, first_if_none, maskable, replaced, word_indices
 from mmpretrain.types import Batch, Score, Spec, Text, Vocabulary
 
 
@@ -53,6 +53,7 @@ class MaskedText(Objective):
 
     kind: ClassVar[str] = "fused"
     action: str = "piece"  # what mask, random and stay are drawn for: each token, or a whole word
+    random_from: int = 0  # the lowest id that is drawn as a random token
 
     def __init__(self, mask: float, random: float, tied: bool, head_of: str | None, **common: Any) -> None:
         super().__init__(**common)
@@ -72,6 +73,8 @@ class MaskedText(Objective):
                 raise ValueError(f"{self.name}: the tokenizer has no mask token; use a tokenizer that has one, or mask: 0")
             if vocabulary.size > spec.vocab_size:
                 raise ValueError(f"{self.name}: the tokenizer has {vocabulary.size} tokens, the model only {spec.vocab_size}")
+            if self.random_from and not set(range(self.random_from, vocabulary.size)) - set(vocabulary.special):
+                raise ValueError(f"{self.name}: random_from={self.random_from} leaves none of the tokenizer's {vocabulary.size} tokens")
             self.vocabulary = vocabulary
         if self.head_of is not None:
             return
@@ -99,14 +102,22 @@ class MaskedText(Objective):
         return batch.text, self.vocabulary
 
     def _masked(
-        self, batch: Batch, chosen_BT: Tensor, maskable_BT: Tensor, groups_BT: Tensor | None = None, counts_B1: Tensor | None = None
+        self,
+        batch: Batch,
+        chosen_BT: Tensor,
+        maskable_BT: Tensor,
+        groups_BT: Tensor | None = None,
+        counts_B1: Tensor | None = None,
+        always_BT: Tensor | None = None,
     ) -> Batch:
-        """The batch with the chosen tokens masked; those of texts that do not count are masked, but not to be predicted. One device
-        synchronisation (the list of chosen tokens)."""
+        """The batch with the chosen tokens masked, those of ``always_BT`` whatever the draw says; those of texts that do not count are
+        masked, but not to be predicted. One device synchronisation (the list of chosen tokens)."""
         text, vocabulary = self._vocabulary(batch)
         layout = Layout(text.lengths)
         words_BT = word_indices(text, self.name) if self.action == "word" else None
-        ids_BT = replaced(text.ids_BT, chosen_BT, batch.draw_keys_B, vocabulary, self.mask, self.random, self.name, words_BT)
+        ids_BT = replaced(
+            text.ids_BT, chosen_BT, batch.draw_keys_B, vocabulary, self.mask, self.random, self.name, words_BT, self.random_from, always_BT
+        )
         if counts_B1 is not None:
             chosen_BT, maskable_BT = chosen_BT & counts_B1, maskable_BT & counts_B1
         rows_R = layout.pack(chosen_BT).nonzero().squeeze(1)
@@ -152,7 +163,8 @@ class MLM(MaskedText):
         mask: share of the chosen tokens that become the mask token.
         random: share that becomes a token drawn uniformly from the ordinary vocabulary; the rest stays as it is.
         whole_word: the same as ``unit: word``.
-        at_least_one: choose one token (or word) in a text in which none was chosen; not in the papers.
+        at_least_one: choose one token (or word) in a text in which none was chosen; not in the papers. ``first``: the first token, always
+            to be masked (UNITER's code).
         tied: the decoder is the token table itself (the same Parameter). ViLT's released code does not tie, transformers' ViLT does.
         content: never choose function words and punctuation, of which a picture says nothing (Bitton et al. 2021, arXiv 2109.02040):
             what is learned from a sample is what can be seen. English; not in ViLT's paper.
@@ -161,6 +173,8 @@ class MLM(MaskedText):
             ``geometric``: spans of geometric length (SpanBERT, UNIMO).
         action: mask, random and stay are drawn for each token (``piece``, as in BERT) or for all tokens of a word at once (``word``:
             VL-BERT's code, where another token is still drawn for each).
+        random_from: the lowest id that is drawn as a random token. UNITER's code draws from "!" on, behind the unused pieces: 106 of BERT's
+            cased vocabulary.
         spans: shapes of ``span`` and ``geometric``.
         segment: of pairs, the text that is masked: 0 the first, 1 the second; None: both.
         head_of: the objective whose head is used; None: a head of its own.
@@ -175,7 +189,7 @@ class MLM(MaskedText):
         mask: float = 0.8,
         random: float = 0.1,
         whole_word: bool = False,
-        at_least_one: bool = False,
+        at_least_one: bool | Literal["first"] = False,
         tied: bool = True,
         content: bool = False,
         unit: Literal["piece", "word", "span", "geometric", "single_span"] = "piece",
@@ -183,6 +197,7 @@ class MLM(MaskedText):
         segment: Literal[0, 1] | None = None,
         head_of: str | None = None,
         action: Literal["piece", "word"] = "piece",
+        random_from: int = 0,
         *,
         weight: float = 1.0,
         view: str = "main",
@@ -202,7 +217,9 @@ class MLM(MaskedText):
         self.unit = "word" if whole_word else unit
         if action not in ("piece", "word") or (action == "word" and self.unit in ("piece", "single_span")):
             raise ValueError(f"MLM: action={action!r} must be piece, or word where unit is not piece or single_span, got unit={self.unit}")
-        self.action = action
+        if at_least_one not in (False, True, "first") or random_from < 0:
+            raise ValueError(f"MLM: at_least_one={at_least_one!r} must be false, true or first, random_from={random_from} at least 0")
+        self.action, self.random_from = action, random_from
         self.whole_word = self.unit == "word"
         self._content: Tensor | None = None
 
@@ -213,8 +230,13 @@ class MLM(MaskedText):
         if self.content:
             free_BT = free_BT & self._has_content(vocabulary, text.ids_BT.device)[text.ids_BT]
         counts_B1 = batch.matched_B[:, None] if self.only_if_matched and batch.matched_B is not None else None
-        chosen_BT = choose(text, free_BT, batch.draw_keys_B, self.prob, self.unit, self.spans, self.name, self.at_least_one)
-        return self._masked(batch, chosen_BT, free_BT, counts_B1=counts_B1)
+        first = self.at_least_one == "first"
+        drawn = bool(self.at_least_one) and not first
+        chosen_BT = choose(text, free_BT, batch.draw_keys_B, self.prob, self.unit, self.spans, self.name, drawn)
+        first_BT = first_if_none(chosen_BT, free_BT) if first else None
+        if first_BT is not None:
+            chosen_BT = chosen_BT | first_BT
+        return self._masked(batch, chosen_BT, free_BT, counts_B1=counts_B1, always_BT=first_BT)
 
     def _has_content(self, vocabulary: Vocabulary, device: torch.device) -> Tensor:
         """Whether a token is no function word, bool (vocabulary,)."""

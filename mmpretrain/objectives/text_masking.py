@@ -76,19 +76,25 @@ def replaced(
     share: float,
     name: str,
     words_BT: Tensor | None = None,
+    least: int = 0,
+    always_BT: Tensor | None = None,
 ) -> Tensor:
     """The ids with ``mask`` of the chosen tokens masked and ``share`` of them drawn from the ordinary vocabulary.
 
     Args:
         words_BT: the word of each token, where the tokens of a word share what becomes of them; None: each token by itself. Which token is
             drawn is up to each in either case.
+        least: the lowest id that is drawn.
+        always_BT: chosen tokens that are masked whatever the draw says.
     """
     columns = ids_BT.shape[1]
     action_BT = random.uniform(keys_B, random.stream(f"{name}/action"), columns)
     if words_BT is not None:
         action_BT = _by_word(action_BT, words_BT)
-    special = sorted({token for token in vocabulary.special if 0 <= token < vocabulary.size})
-    drawn_BT = random.integers(keys_B, random.stream(f"{name}/token"), columns, vocabulary.size - len(special))
+    if always_BT is not None:
+        action_BT = action_BT.masked_fill(always_BT, 0.0)
+    special = sorted({token for token in vocabulary.special if least <= token < vocabulary.size})
+    drawn_BT = random.integers(keys_B, random.stream(f"{name}/token"), columns, vocabulary.size - least - len(special)) + least
     for token in special:  # the k-th ordinary token: step over the special ones in ascending order
         drawn_BT = drawn_BT + (drawn_BT >= token)
     ids_BT = torch.where(chosen_BT & (action_BT >= mask) & (action_BT < mask + share), drawn_BT, ids_BT)
@@ -187,6 +193,11 @@ def single_span(maskable_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor,
         end_B1 = start_B1 + 1 + (draw_B2[:, 1:] * number_B1).floor()
         chosen_BT = chosen_BT | (own_BT & (place_BT >= start_B1) & (place_BT < end_B1) & (number_B1 > SHORT))
     return chosen_BT
+
+
+def first_if_none(chosen_BT: Tensor, maskable_BT: Tensor) -> Tensor:
+    """The first maskable token of each text in which none was chosen, bool (B, T)."""
+    return maskable_BT & (maskable_BT.cumsum(1) == 1) & ~chosen_BT.any(1, keepdim=True)
 
 
 def anchored_spans(words: Words, draw_BW: Tensor, keys_B: Tensor, prob: float, spans: Spans, name: str) -> Tensor:
