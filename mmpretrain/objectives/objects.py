@@ -29,8 +29,8 @@ PARTS = ("obj", "attr", "feat")
 class Objects(RegionObjective):
     """The sum of up to three losses, each the mean over all regions of the batch, times 1 / ``masker.prob``.
 
-    ``obj`` and ``attr`` are cross-entropies with the class and the attribute; ``feat`` is, of the chosen regions, the smooth L1 distance to
-    the feature before masking, averaged over its values.
+    ``obj`` and ``attr`` are cross-entropies with the class and the attribute; ``feat`` is, of the chosen regions, the distance to the
+    feature before masking, averaged over its values.
 
     Args:
         parts: kind -> factor; None: all three with 1. Leave out what the regions lack.
@@ -40,6 +40,7 @@ class Objects(RegionObjective):
             code. The confidence of a class is ``scores_N``, else its probability; that of an attribute its probability, else ``scores_N``.
             ``masked``: those of the chosen regions with weight 1, as the paper says. A region without the label has no weight.
         masker: LXMERT's by default: 80 % zeros, 10 % another region, 10 % as they are.
+        feat_loss: ``smooth_l1``: Huber's loss with its bend at 1, as in the released code; ``mse``: squared difference, as the paper says.
         weight, view, after, sources, only_if_matched: see ``RegionObjective``.
     """
 
@@ -50,6 +51,7 @@ class Objects(RegionObjective):
         attributes: int | None = None,
         scope: Literal["all", "masked"] = "all",
         masker: RegionMasker = RegionMasker(zero=0.8, random=0.1),  # noqa: B008  (frozen)
+        feat_loss: Literal["smooth_l1", "mse"] = "smooth_l1",
         *,
         weight: float = 1.0,
         view: str = "main",
@@ -63,6 +65,9 @@ class Objects(RegionObjective):
             raise ValueError(f"Objects: parts={sorted(parts)} must name some of {', '.join(PARTS)}")
         if scope not in ("all", "masked"):
             raise ValueError(f"Objects: unknown scope={scope!r}; choose all or masked")
+        if feat_loss not in ("smooth_l1", "mse"):
+            raise ValueError(f"Objects: unknown feat_loss={feat_loss!r}; choose smooth_l1 or mse")
+        self.feat_loss = feat_loss
         self.parts = {name: parts[name] for name in PARTS if name in parts}
         self.given, self.scope = {"classes": classes, "attributes": attributes}, scope
         self.classes, self.attributes = classes or 0, attributes or 0
@@ -132,7 +137,8 @@ class Objects(RegionObjective):
         found_RF = self.head(x_RD, "feat")
         wanted_RF = self.features(masked, found_RF.shape[1]).index_select(0, rows_R)
         with full_precision(x_RD.device):
-            return F.smooth_l1_loss(wide(found_RF), wide(wanted_RF), reduction="sum") / wanted_RF.shape[1]
+            loss = F.mse_loss if self.feat_loss == "mse" else F.smooth_l1_loss
+            return loss(wide(found_RF), wide(wanted_RF), reduction="sum") / wanted_RF.shape[1]
 
     def _entropy(self, x_RD: Tensor, name: str, batch: Batch, regions: RegionBatch, rows_R: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum over rows, and whether each row is right, (R,)."""

@@ -1,5 +1,6 @@
 """LXMERT's object prediction: equal to transformers' LxmertForPreTraining on its own states and heads; scopes, parts, what is missing."""
 
+import numpy as np
 import pytest
 import torch
 from helpers.region_batches import ATTRIBUTES, CLASSES, FEATURES, VOCABULARY, region_rows, region_sample_batch, region_spec, region_states
@@ -117,6 +118,23 @@ def test_scopes_and_parts_by_hand(scope, parts):
         assert [s.item() for s in score.stats["obj_accuracy"]] == [right, len(rows)]
 
 
+@pytest.mark.parametrize("loss", ["smooth_l1", "mse"])
+def test_regression_against_numpy(loss):
+    """1 / 0.4 times the sum over chosen regions of the mean over the values of 0.5 d^2 where |d| < 1 and |d| - 0.5 elsewhere, or of d^2."""
+    objective, batch = bound(parts={"feat": 1.0}, feat_loss=loss), region_sample_batch(LENGTHS)
+    out, hidden = objective.corrupt(batch, {}), region_states(batch)
+    states = hidden.image.x_ND[region_rows(batch, 1)]
+    decoder = objective.head.decoders["feat"]
+    x, weight, bias = (t.detach().double().numpy() for t in (objective.head.transform(states), decoder.weight, decoder.bias))
+    distance = (x @ weight.T + bias - batch.regions.features_NF.double().numpy())[out.regions.chosen_N.numpy()]
+    assert 0.05 < (np.abs(distance) < 1).mean() < 0.95  # both sides of the bend
+    values = distance**2 if loss == "mse" else np.where(np.abs(distance) < 1, distance**2 / 2, np.abs(distance) - 0.5)
+    assert objective(hidden, out).sum.item() == pytest.approx(values.mean(1).sum() / 0.4, rel=1e-5)
+    if loss == "smooth_l1":
+        default = bound(parts={"feat": 1.0})
+        assert torch.equal(default(hidden, default.corrupt(batch, {})).sum, objective(hidden, out).sum)
+
+
 def test_only_true_pairs():
     objective, batch = bound(only_if_matched=True), region_sample_batch(LENGTHS)
     matched = torch.tensor([True, False, False, True, False])
@@ -176,6 +194,8 @@ def test_clear_errors():
         Objects(parts={"obj": 0.0})
     with pytest.raises(ValueError, match="unknown scope"):
         Objects(scope="none")
+    with pytest.raises(ValueError, match="unknown feat_loss='l1'; choose smooth_l1 or mse"):
+        Objects(feat_loss="l1")
     bare = batch._replace(regions=batch.regions._replace(scores_N=None, class_probs_NC=None))
     with pytest.raises(ValueError, match="set scope: masked"):
         bound().corrupt(bare, {})
