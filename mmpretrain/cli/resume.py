@@ -90,6 +90,16 @@ def _empty(difference: Difference) -> bool:
     return difference.here in nothing and difference.there in nothing
 
 
+def same_system(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raise UserError where the model of a checkpoint is of another class than that of this command."""
+    ours, theirs = (((config.get("model") or {}).get("system") or {}).get("class_path") for config in (here, there))
+    if ours and theirs and ours != theirs:
+        raise UserError(
+            f"{path}: a checkpoint of {theirs.rpartition('.')[2]}, but the configuration is of {ours.rpartition('.')[2]}; name one of this "
+            "system, or leave --config out to go on with that run"
+        )
+
+
 def shown(difference: Difference) -> str:
     """One line for the user."""
     return f"{difference.key}: {difference.here} here, {difference.there} in the checkpoint; {difference.here} is used"

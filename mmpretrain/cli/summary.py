@@ -39,13 +39,19 @@ class Final(pl.Callback):
             raise ValueError(f"final.samples={samples} must be at least 2")
         self.samples, self.measure = samples, measure
         self.results: list[Result] = []
+        self.interrupted = False
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self.measure or trainer.fast_dev_run or not trainer.datamodule.val_sources:
             return
         console = Console(stderr=True, quiet=not trainer.is_global_zero)
-        with console.status("evaluating the trained model"):
-            self.results = measure(trainer, pl_module, limits=LIMITS.at_most(self.samples))
+        try:
+            with console.status("evaluating the trained model"):
+                self.results = measure(trainer, pl_module, limits=LIMITS.at_most(self.samples))
+        except KeyboardInterrupt:  # the training is saved; only this is cut short
+            self.interrupted = True
+            line = f"mmpretrain: the last evaluation was interrupted; mmpretrain evaluate {trainer.default_root_dir} makes up for it"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def speed(run: Path) -> list[dict[str, Any]]:

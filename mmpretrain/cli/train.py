@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmpretrain.cli import resume
+from mmpretrain.cli.data import INTERRUPTED
 from mmpretrain.cli.errors import UserError, show
 from mmpretrain.cli.layering import CHECKPOINT, Layers, layer, typed_keys
 from mmpretrain.cli.parser import Parser, Refused
@@ -54,7 +55,7 @@ class Began(pl.Callback):
     """Notes that set-up is over: errors after that keep their traceback. ``describe`` is called once a checkpoint is accepted."""
 
     def __init__(self) -> None:
-        self.yes = False
+        self.yes = self.trained = False
         self.describe: Callable[[], None] | None = None
 
     def on_train_start(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +65,15 @@ class Began(pl.Callback):
     def _note(self, *args: Any, **kwargs: Any) -> None:
         self.yes = True
 
-    on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _note
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.yes = self.trained = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.trained and trainer.is_global_zero:
+            limit = f"trainer.max_steps is {trainer.max_steps}" if trainer.max_steps >= 0 else f"trainer.max_epochs is {trainer.max_epochs}"
+            print(f"mmpretrain: the checkpoint is at step {trainer.global_step}, {limit}: nothing was left to train", file=sys.stderr)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _note
 
 
 class CLI(LightningCLI):
@@ -209,11 +218,11 @@ class CLI(LightningCLI):
             if self.run is not None and self.trainer.is_global_zero:
                 finish(self.trainer, self.run)
             status = "success"
+            return INTERRUPTED if any(isinstance(one, Final) and one.interrupted for one in self.trainer.callbacks) else 0
         finally:
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbDashboard):
                     logger.finish(status)
-        return 0
 
 
 def prepare(command: str, words: list[str]) -> CLI:
@@ -240,6 +249,7 @@ def prepare(command: str, words: list[str]) -> CLI:
     recipe = Path(files[0]).stem if files else path.resolve().parent.parent.name if path is not None else "run"
     cli = CLI(command, layer(files, below=resume.trusted(saved)), options, recipe, path)
     if saved:
+        resume.same_system(path, cli.resolved, saved)
         if entry.get("tokenizer") and same_ids(cli.resolved["data"].get("text"), (saved.get("data") or {}).get("text")):
             cli.datamodule.adopt(Tokenizer.from_json(entry["tokenizer"]))
         for difference in resume.differences(cli.resolved, saved):
@@ -257,8 +267,16 @@ def run(argv: list[str]) -> int:
     except Refused as error:
         return show(str(error))
     except SETUP_ERRORS as error:
-        if cli is not None and cli.began.yes and not isinstance(error, DataError):
+        if cli is not None and cli.began.yes and not isinstance(error, DataError | CheckpointError):
             raise
         if cli is not None:
             cli.discard()
-        return show(error)
+        code = show(error)
+        return 1 if isinstance(error, CheckpointError) and cli is not None and cli.began.trained else code
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns the first into exit(1)
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        if cli is not None:
+            cli.discard()
+        print("mmpretrain: interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -177,13 +177,16 @@ class Checkpoints(Checkpoint):
         events.note(trainer, "checkpoint_failed", reason=reason, in_a_row=self.failures)
         rank_zero_warn(f"checkpoint not saved ({self.failures} of {self.max_failures} failures allowed): {reason}")
         if self.failures >= self.max_failures:
-            raise CheckpointError(f"{self.failures} saves in a row failed, the last with: {reason}")
+            raise CheckpointError(
+                f"{self.failures} saves in a row failed, the last with: {reason}; make room there, or choose another place by "
+                "--checkpoints.directory, and continue with --ckpt_path last"
+            )
 
     def _finish(self, trainer: pl.Trainer, path: Path) -> str:
         """What is to be done with a file just written, on rank 0; why it does not count, or ''."""
         io = trainer.strategy.checkpoint_io
         if (error := getattr(io, "error", None)) is not None:
-            return str(error)
+            return f"{path.parent}: {error}"
         try:
             if (found := fault(path)) is not None:
                 return f"{path}: {found}"
@@ -191,7 +194,7 @@ class Checkpoints(Checkpoint):
             point(path.parent / "last.ckpt", path)
             self._prune(path, io)
         except OSError as error:
-            return str(error)
+            return f"{path.parent}: {error}"
         return ""
 
     def _prune(self, written: Path, io: AtomicCheckpointIO) -> None:

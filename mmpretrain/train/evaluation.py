@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 
 from mmpretrain.train import distributed
 from mmpretrain.train.meter import Meter
+from mmpretrain.train.payload import CheckpointError
 from mmpretrain.train.pretraining import Pretraining
 from mmpretrain.types import Batch
 
@@ -23,6 +24,18 @@ class EvaluatedModule(pl.LightningModule):
         """To the CPU; a module that still is on the meta device stays there: Lightning moves it when a set-up fails, too, and must not
         hide that failure behind another one."""
         return self if any(parameter.is_meta for parameter in self.parameters()) else super().cpu()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Raises CheckpointError, in one line, where the weights are those of another model."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            _, *lines = str(error).splitlines() or [""]
+            if not lines:
+                raise
+            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+            found = " ".join(lines[0].split())[:300]
+            raise CheckpointError(f"the checkpoint is of another model than the configuration builds: {found}{more}") from error
 
     def _evaluate(self, batch: Batch, dataloader_idx: int, stage: str) -> None:
         name = self._loader_name(dataloader_idx, stage)
