@@ -65,7 +65,7 @@ def tabs_of(pretrained: Pretrained) -> dict[str, Callable[..., Any]]:
     shown = pretrained.shown
     if shown.has_regions or not shown.has_image:
         more = "regions" if shown.has_regions else "image codes"
-        raise UserError(f"{pretrained.source}: this model reads {more}, which a plain picture has none of; see mmpretrain evaluate --help")
+        raise UserError(f"{pretrained.named}: this model reads {more}, which a plain picture has none of; see mmpretrain evaluate --help")
     if pretrained.kind == "coded":
         return {RECONSTRUCT: partial(reconstruct, pretrained)}
     found: dict[str, Callable[..., Any]] = {}
@@ -74,7 +74,7 @@ def tabs_of(pretrained: Pretrained) -> dict[str, Callable[..., Any]]:
     if pretrained.tokenizer is not None and _mlm(pretrained) is not None:
         found[WORDS] = partial(masked_words, pretrained)
     if not found:
-        raise UserError(f"{pretrained.source}: neither scores captions nor predicts masked words nor makes pictures: nothing to show")
+        raise UserError(f"{pretrained.named}: neither scores captions nor predicts masked words nor makes pictures: nothing to show")
     return found
 
 

@@ -67,6 +67,7 @@ def load(path: str | Path, weights: str = "auto", which: str = "best", device: s
         config=config,
         weights=chosen,
         source=_source(file, about),
+        place=str(path),
         about={name: value for name, value in about.items() if name not in ("config", "tokenizer", "vocabulary")},
         **_seeing(config, about, transform, file),
     )

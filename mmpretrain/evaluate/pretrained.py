@@ -46,6 +46,7 @@ class Pretrained(Engine):
         config: the resolved configuration of the run.
         weights: "raw" or "ema".
         source: where it came from, for stamps.
+        place: the path that it was opened by, for messages; empty: it was not opened from a file.
         about: what the checkpoint says of itself beside the configuration: step, data_fingerprint, versions, ...
         shown: what the model is shown of a sample: its picture, its regions, its codes.
         by_source: the same of the sources of a mixture, by their names.
@@ -65,6 +66,7 @@ class Pretrained(Engine):
         config: Mapping[str, Any] | None = None,
         weights: str = "raw",
         source: str = "",
+        place: str = "",
         about: Mapping[str, Any] | None = None,
         shown: Shown = Shown(),  # noqa: B008  (immutable)
         by_source: Mapping[str, Shown] | None = None,
@@ -76,7 +78,8 @@ class Pretrained(Engine):
         self.tokenizer, self.image_transform, self.vocabulary = tokenizer, image_transform, vocabulary
         self.by_source = dict(by_source or {})
         self.seeing = self._seeing(shown, tagger)
-        self.config, self.weights, self.source, self.about = dict(config or {}), weights, source, dict(about or {})
+        self.config, self.weights, self.about = dict(config or {}), weights, dict(about or {})
+        self.source, self.place = source, place
 
     @classmethod
     def from_parts(
@@ -120,6 +123,11 @@ class Pretrained(Engine):
     def shown(self) -> Shown:
         """What the model is shown of a sample."""
         return self.seeing.shown
+
+    @property
+    def named(self) -> str:
+        """How messages name the checkpoint."""
+        return self.place or self.source
 
     @property
     def how(self) -> str:

@@ -27,19 +27,19 @@ def head_of(dalle: Pretrained) -> str:
     spec = dalle.model.spec
     if "causal" not in spec.kinds or not spec.codes or spec.code_grid is None:
         raise ValueError(
-            f"{dalle.source}: pictures are drawn by a left-to-right model over image codes (dalle.yaml), and this checkpoint gives "
+            f"{dalle.named}: pictures are drawn by a left-to-right model over image codes (dalle.yaml), and this checkpoint gives "
             f"{', '.join(spec.kinds)} states"
         )
     found = next((name for name in dalle.objectives if isinstance(dalle.objectives[name], NextCode)), None)
     if found is None:
-        raise ValueError(f"{dalle.source}: none of its objectives predicts codes (mmpretrain.objectives.next_token.NextCode)")
+        raise ValueError(f"{dalle.named}: none of its objectives predicts codes (mmpretrain.objectives.next_token.NextCode)")
     return found
 
 
 def codes_of(dalle: Pretrained) -> CodesInfo | None:
     """What made the codes that a transformer was trained on; None where its checkpoint does not say."""
     told = dalle.about.get("codes")
-    return CodesInfo.from_json(told, dalle.source) if told else None
+    return CodesInfo.from_json(told, dalle.named) if told else None
 
 
 def same_codes(dalle: Pretrained, dvae: Pretrained) -> CodesInfo | None:
@@ -49,9 +49,9 @@ def same_codes(dalle: Pretrained, dvae: Pretrained) -> CodesInfo | None:
         ValueError: see :func:`made_codes`.
     """
     info = codes_of(dalle)
-    made_codes(dvae, dalle.model.spec.codes, info, dalle.source)
+    made_codes(dvae, dalle.model.spec.codes, info, dalle.named)
     if info is None or not info.weights:
-        _LOG.warning("%s does not say whose codes it was trained on: %s may be another autoencoder than theirs", dalle.source, dvae.source)
+        _LOG.warning("%s does not say whose codes it was trained on: %s may be another autoencoder than theirs", dalle.named, dvae.named)
     return info
 
 
@@ -84,13 +84,13 @@ def made_codes(dvae: Pretrained, codes: int, info: CodesInfo | None, reader: str
     """
     if "coded" not in dvae.model.spec.kinds:
         kinds = ", ".join(dvae.model.spec.kinds)
-        raise ValueError(f"{dvae.source}: no discrete autoencoder (dvae.yaml): this checkpoint gives {kinds} states")
+        raise ValueError(f"{dvae.named}: no discrete autoencoder (dvae.yaml): this checkpoint gives {kinds} states")
     if dvae.model.spec.codes != codes:
         own = dvae.model.spec.codes
-        raise ValueError(f"{dvae.source} has {own} codes, {reader} draws from {codes}: name the autoencoder that it was trained with")
+        raise ValueError(f"{dvae.named} has {own} codes, {reader} draws from {codes}: name the autoencoder that it was trained with")
     if info is not None and info.weights and info.weights != (found := digest(dvae.model.state_dict())):
         raise ValueError(
-            f"{dvae.source} did not make the codes that {reader} was trained on: those are of {info.source} "
+            f"{dvae.named} did not make the codes that {reader} was trained on: those are of {info.source} "
             f"({info.weights[:12]}), these weights are {found[:12]} ({dvae.weights}); a code means something else to each"
         )
 
@@ -101,17 +101,17 @@ def same_tokenizer(dalle: Pretrained) -> None:
         ValueError: the checkpoint has no tokenizer, or one with more tokens, or longer texts, than its model has.
     """
     if dalle.tokenizer is None or dalle.vocabulary is None:
-        raise ValueError(f"{dalle.source}: it has no tokenizer, so there is no way from a prompt to a picture")
+        raise ValueError(f"{dalle.named}: it has no tokenizer, so there is no way from a prompt to a picture")
     own, size = dalle.model.spec.vocab_size, dalle.tokenizer.vocabulary.size
     if size > own or size != dalle.vocabulary.size:
         raise ValueError(
-            f"{dalle.source}: its tokenizer has {size} tokens, the model was trained with {dalle.vocabulary.size} and has room for {own}: "
+            f"{dalle.named}: its tokenizer has {size} tokens, the model was trained with {dalle.vocabulary.size} and has room for {own}: "
             "the two do not belong together"
         )
     positions = dalle.model.spec.text_pads
     if positions and dalle.tokenizer.max_tokens > positions:
         raise ValueError(
-            f"{dalle.source}: its tokenizer cuts texts at {dalle.tokenizer.max_tokens} tokens, the model has {positions} positions"
+            f"{dalle.named}: its tokenizer cuts texts at {dalle.tokenizer.max_tokens} tokens, the model has {positions} positions"
         )
 
 
@@ -139,7 +139,7 @@ def prompts(given: Sequence[str], dalle: Pretrained, scorer: Any = None) -> list
         text = text.strip()
         name = f"{name}, {(text if len(text) <= 60 else text[:57] + '...')!r},"
         if not set(dalle.tokenize(text).ids) - set(dalle.tokenizer.vocabulary.special):
-            raise ValueError(f"{name} has no word that the tokenizer of {dalle.source} knows")
+            raise ValueError(f"{name} has no word that the tokenizer of {dalle.named} knows")
         for length, most, what in counters:
             if length(text) > most:
                 raise ValueError(f"{name} has {length(text)} tokens, {what} reads {most}: shorten it")

@@ -147,7 +147,7 @@ class Generator:
             _LOG.warning(
                 "guidance=%g: %s never saw an empty caption, which guidance leads away from; train with NextText(dropout=0.1)",
                 sampling.guidance,
-                self.dalle.source,
+                self.dalle.named,
             )
         given_n = None if start is None else self.begin(start)
         codes_PNL = self._draw(prompts, n, sampling, given_n, batch, progress)
@@ -217,7 +217,7 @@ class Generator:
         ids_nhw = self.dvae.run(run)
         if tuple(ids_nhw.shape[1:]) != tuple(self.grid):
             found, wanted = (" x ".join(map(str, grid)) for grid in (ids_nhw.shape[1:], self.grid))
-            raise ValueError(f"{self.dvae.source}: it makes a grid of {found} codes of a picture, {self.dalle.source} reads {wanted}")
+            raise ValueError(f"{self.dvae.named}: it makes a grid of {found} codes of a picture, {self.dalle.named} reads {wanted}")
         return ids_nhw
 
     def decode(self, codes_Nhw: Tensor) -> Tensor:

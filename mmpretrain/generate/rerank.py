@@ -69,13 +69,13 @@ class ClipScorer:
     def __init__(self, pretrained: Pretrained) -> None:
         if not pretrained.dual:
             raise ValueError(
-                f"{pretrained.source}: re-ranking takes a dual encoder (CLIP, SigLIP), and this checkpoint gives "
+                f"{pretrained.named}: re-ranking takes a dual encoder (CLIP, SigLIP), and this checkpoint gives "
                 f"{', '.join(pretrained.model.spec.kinds)} states; name one trained with clip.yaml"
             )
         if pretrained.shown.show != "image":
-            raise ValueError(f"{pretrained.source}: it reads regions, which generated pictures do not have; name a CLIP over pictures")
+            raise ValueError(f"{pretrained.named}: it reads regions, which generated pictures do not have; name a CLIP over pictures")
         if pretrained.tokenizer is None or pretrained.image_transform is None:
-            raise ValueError(f"{pretrained.source}: re-ranking needs a checkpoint with a tokenizer and an image transform")
+            raise ValueError(f"{pretrained.named}: re-ranking needs a checkpoint with a tokenizer and an image transform")
         self.pretrained = pretrained
 
     def __call__(self, pictures: Sequence[Tensor], prompt: str) -> Tensor:

@@ -82,20 +82,20 @@ def test_completion_keeps_rows(place, tmp_path):
         (["--prompt", "x", "--image", "{place}/broken.png"], "broken.png: the picture to begin with cannot be read"),
         (["--prompt", "x", "--image", "{place}/start.png", "--keep-rows", "4"], "keep_rows=4 must be between 1 and 3"),
         (["--prompt", "x", "--dvae", "{place}/other.ckpt"], "did not make the codes"),
-        (["--prompt", "x", "--dvae", "{place}/clip.ckpt"], "no discrete autoencoder"),
+        (["--prompt", "x", "--dvae", "{place}/clip.ckpt"], " {place}/clip.ckpt: no discrete autoencoder"),
         (["--prompt", "x", "--rerank", "{place}/dvae.ckpt"], "takes a dual encoder"),
-        (["--prompt", "x", "--ckpt", "{place}/clip.ckpt"], "left-to-right model"),
+        (["--prompt", "x", "--ckpt", "{place}/clip.ckpt"], " {place}/clip.ckpt: pictures are drawn by a left-to-right model"),
         (["--prompt", "x", "--ckpt", "{place}/nothing"], "nothing"),
         (["--prompt", "x", "--temperature", "-1"], "temperature=-1"),
         (["--prompt", "x", "--top-k", "999"], "top_k=999 must be between 1 and 24"),
         (["--prompt", "x", "--top-p", "2"], "top_p=2"),
-        (["--prompt", "x", "--n", "0"], "n=0"),
-        (["--prompt", "x", "--batch", "0"], "batch=0"),
+        (["--prompt", "x", "--n", "0"], "argument --n: at least 1, not 0"),
+        (["--prompt", "x", "--batch", "0"], "argument --batch: at least 1, not 0"),
         (["--prompt", "x", "--device", "nowhere"], "--device nowhere cannot be used"),
         (["--prompts", "{place}/none.txt"], "none.txt"),
         (["--prompt", "x", "--device", "nowhere"], "there is no such device; take cpu, cuda or cuda:1"),
         (["--prompts", "{place}/latin.txt"], "latin.txt: not a text in UTF-8 (byte 4 is 0xe9)"),
-        (["--prompt", "x", "--columns", "0"], "columns=0 must be at least 1"),
+        (["--prompt", "x", "--columns", "0"], "argument --columns: at least 1, not 0"),
         (["--prompt", "x", "--n", "1600", "--columns", "8"], "8 columns, is more than 16384 a side; ask for other columns"),
         (["--prompt", "x", "--n", "99999"], "more than 16384 a side"),
         (["--prompt", "x", "--json", "{place}"], "there is a folder of that name; name a file"),
@@ -120,9 +120,13 @@ def test_refusals_are_one_line(place, words, named, capsys, tmp_path, monkeypatc
     """Before anything is drawn."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmpretrain.generate.sampling.choose", None)
-    assert main(command(place, *(word.format(place=place) for word in words))) == 2
+    try:
+        code = main(command(place, *(word.format(place=place) for word in words)))
+    except SystemExit as stop:
+        code = stop.code
     told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and told.err.startswith("mmpretrain: error: ") and named in told.err, told.err
+    assert code == 2 and told.err.count("\n") == 1 and told.err.startswith("mmpretrain: error: "), told.err
+    assert named.format(place=place) in told.err, told.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -148,7 +148,7 @@ def test_prompts_of_unknown_words(place):
 
 def test_other_codes_are_refused(place):
     with pytest.raises(
-        ValueError, match=r"other\.ckpt.*did not make the codes that dalle\.ckpt.* was trained on: those are of .*dvae\.ckpt"
+        ValueError, match=r"other\.ckpt.*did not make the codes that .*dalle\.ckpt was trained on: those are of .*dvae\.ckpt"
     ):
         Generator.load(place / "dalle.ckpt", place / "other.ckpt")
     assert Generator.load(place / "untold.ckpt", place / "other.ckpt").info is None  # a checkpoint that does not say cannot be checked
