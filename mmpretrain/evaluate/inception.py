@@ -8,7 +8,6 @@ tensors under torchvision's names.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import inception_v3
 from torchvision.models.inception import InceptionA, InceptionC, InceptionE
+
+from mmpretrain.weights.files import UNSAFE, unread
 
 WIDTH, SIDE = 2048, 299
 _CHUNK = 32
@@ -88,12 +89,15 @@ class Inception(nn.Module):
             ValueError: naming the file: it cannot be read, holds more than tensors, or other tensors.
         """
         try:
-            return cls(torch.load(path, map_location="cpu", weights_only=True))
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise ValueError(f"{path}: there is no such file; FID's weights are not downloaded, see docs/generate.md") from None
-        except pickle.UnpicklingError:
-            raise ValueError(f"{path}: holds more than tensors and plain types; it was not opened, since that could run code") from None
         except Exception as error:  # noqa: BLE001  of damaged bytes the unpickler of torch may say anything
+            reason = unread(path, error)
+            raise ValueError(f"{path}: {reason if reason == UNSAFE else f'cannot be read as weights ({reason})'}") from None
+        try:
+            return cls(state)
+        except Exception as error:  # noqa: BLE001  of a file that holds anything else
             raise ValueError(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:

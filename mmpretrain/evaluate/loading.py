@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +24,7 @@ from mmpretrain.evaluate.rebuild import RefusedCheckpoint, build, construct
 from mmpretrain.objectives.base import Objective
 from mmpretrain.types import Vocabulary
 from mmpretrain.weights import own
+from mmpretrain.weights.files import UNSAFE, unread
 
 WEIGHTS = ("auto", "raw", "ema")
 _PREFIXES = ("root.", "_orig_mod.", "module.")
@@ -126,11 +126,10 @@ def read(file: Path) -> dict[str, Any]:
     _check(file)
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise RefusedCheckpoint(f"{file}: holds more than tensors and plain types; it was not opened, since that could run code") from None
     except Exception as error:  # noqa: BLE001  of damaged bytes the unpickler of torch may say anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{file}: cannot be read as a checkpoint ({reason})") from None
+        if (reason := unread(file, error)) == UNSAFE:
+            raise RefusedCheckpoint(f"{file}: {reason}") from None
+        raise ValueError(f"{file}: not a readable checkpoint ({reason})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: is not a checkpoint of mmpretrain")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,24 @@ import torch
 from torch import Tensor
 
 FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+UNSAFE = "holds more than tensors and plain types; it was not opened, since that could run code"
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net")
 
 
 class WeightsError(ValueError):
     """A file of weights cannot be read, or holds something else."""
+
+
+def unread(path: Path, error: Exception) -> str:
+    """Why ``torch.load``, or the reader of another kind of file, did not read one: ``UNSAFE``, or a few words."""
+    if path.suffix not in (".safetensors", ".npz") and not isinstance(error, OSError):
+        with path.open("rb") as file:
+            pickled = file.read(1) == b"\x80"  # as torch.save wrote before it wrote archives
+        if not pickled and not zipfile.is_zipfile(path):
+            return "it is no whole file of torch.save"
+        if isinstance(error, pickle.UnpicklingError):
+            return UNSAFE
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -42,14 +56,12 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".npz":
             return _numpy(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path}: holds more than tensors and plain types (a whole module?) and was not opened, since that could run code. Where you "
-            "trust it, write its state dict with the code that made it: torch.save(module.state_dict(), NEW)"
-        ) from None
     except Exception as error:  # noqa: BLE001  of damaged bytes the unpickler of torch may say anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as weights ({reason})") from None
+        reason = unread(path, error)
+        if reason != UNSAFE:
+            raise WeightsError(f"{path}: cannot be read as weights ({reason})") from None
+        advice = "where you trust it, write its state dict with the code that made it: torch.save(module.state_dict(), NEW)"
+        raise WeightsError(f"{path}: {UNSAFE}; {advice}") from None
     state = _tensors(found)
     if not state:
         raise WeightsError(f"{path}: holds no state dict (names with tensors)")

@@ -134,6 +134,14 @@ def test_a_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("content", [b"caption,image\na,1.png\n", b"PK\x03\x04 torn", b""])
+def test_another_kind_of_file_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"pairs\.csv: not a readable checkpoint \(it is no whole file of torch\.save\)$") as caught:
+        mmpretrain.load(tmp_path / "pairs.csv")
+    assert not isinstance(caught.value, RefusedCheckpoint)
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -131,7 +131,7 @@ def test_files(file: str, tmp_path: Path) -> None:
 def test_what_is_not_opened(tmp_path: Path) -> None:
     model, _ = made("lxmert")
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
-    with pytest.raises(WeightsError, match=r"was not opened, since that could run code.*torch\.save\(module\.state_dict\(\), NEW\)"):
+    with pytest.raises(WeightsError, match=r"it was not opened, since that could run code.*torch\.save\(module\.state_dict\(\), NEW\)"):
         import_weights(model, tmp_path / "whole.pth")
     torch.save({"args": SimpleNamespace(lr=1), "model": {}}, tmp_path / "args.pth")
     with pytest.raises(WeightsError, match="was not opened"):
