@@ -5,7 +5,8 @@
     python benchmarks/against_blind.py runs
 
 ``blind.yaml`` has ``mmpretrain.methods.blind.Blind`` among ``model.transforms`` and a high rate. Of every system and objective the last
-validation of the first set is shown: accuracies in percent where the objective has them, else its loss.
+validation of the first set is shown: accuracies in percent where the objective has them, else its loss, and of LXMERT's objects the loss of
+the features too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 BLIND = "blind"
 ACCURACIES = ("accuracy", "obj_accuracy", "attr_accuracy")
+LOSSES = ("loss", "feat")
 
 
 def last(run: Path) -> dict[str, float]:
@@ -32,7 +34,7 @@ def last(run: Path) -> dict[str, float]:
 
 def shown(found: dict[str, dict[str, float]], name: str) -> tuple[list[str], bool]:
     """The cells of one figure, the blind one first, and whether every seed is better."""
-    better = -1 if name.endswith("/loss") else 1
+    better = -1 if name.rsplit("/", 1)[1] in LOSSES else 1
     percent = name.rsplit("/", 1)[1] in ACCURACIES
     cells = [f"{100 * values[name]:.1f} %" if percent else f"{values[name]:.3f}" for values in found.values() if name in values]
     blind = found.get(BLIND, {}).get(name)
@@ -55,7 +57,7 @@ def main() -> None:
         objectives = {name.split("/")[0] for name in names if name.split("/")[1] in ACCURACIES}
         for name in names:
             what = name.split("/")[1]
-            if what in ACCURACIES or (what == "loss" and name.split("/")[0] not in objectives):
+            if what in (*ACCURACIES, "feat") or (what == "loss" and name.split("/")[0] not in objectives):
                 cells, better = shown(found, name)
                 print(f"| {name} | {' | '.join(cells)} | {'yes' if better else 'no'} |")
 
