@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpretrain.data.cache import locked, write_atomic
+from mmpretrain.data.cache import FULL, locked, write_atomic
 from mmpretrain.data.errors import DataError
 
 ENGINES = ("local", "ray")
@@ -68,6 +68,7 @@ def run(
 
     Raises:
         DataError: a worker refused its item (DataError, OSError), a process was killed, or Ray is not installed.
+        OSError: there was no room for what a worker wrote; names the file.
         WorkerError: any other error in a worker.
         KeyboardInterrupt: Ctrl-C; the processes have ended, and finished items are kept.
     """
@@ -134,7 +135,7 @@ def resolve(ref: str) -> Function | None:
 
 
 def call(ref: str, text: str) -> dict[str, Any]:
-    """One item: ``{"result": ...}`` or ``{"error": {type, message, user, trace}}``. What pool, Ray and this process have in common."""
+    """One item: ``{"result": ...}`` or ``{"error": {type, message, user, full, trace}}``. The same for pool, Ray and this process."""
     try:
         function = resolve(ref)
         if function is None:
@@ -144,13 +145,17 @@ def call(ref: str, text: str) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  whatever it is, it travels to the caller, who raises it with the name of the item
         user = isinstance(error, DataError | OSError)
         message = str(error) or type(error).__name__
+        full = [error.errno, error.strerror, error.filename] if isinstance(error, OSError) and error.errno in FULL else None
         if isinstance(error, OSError) and error.filename is not None:
             message = f"{error.strerror or type(error).__name__}: {error.filename}"
-        return {"error": {"type": type(error).__name__, "message": message, "user": user, "trace": traceback.format_exc()}}
+        return {"error": {"type": type(error).__name__, "message": message, "user": user, "full": full, "trace": traceback.format_exc()}}
 
 
 def _error(name: str, error: Mapping[str, Any]) -> Exception:
     message = error["message"]
+    if error["full"]:
+        number, reason, file = error["full"]
+        return OSError(number, reason, file or name)
     if error["user"]:
         return DataError(message if name in message else f"{name}: {message}")
     made = WorkerError(f"{name}: {error['type']}: {message}")

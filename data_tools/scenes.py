@@ -20,12 +20,15 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from mmpretrain.data.cache import FULL
+from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools.scenes_samples import SPLITS, VERSION, members
 
 SHARD_SIZE = 512
 IMAGE_SIZE = 64
+SIDES = (32, 1024)  # of pictures, least and most
 EMBEDDED = {"train": 10_000, "val": 512, "compositional": 512, "pairs": 512, "pairs_val": 256}
 _CHUNK = 32  # samples between two reports of a worker
 _Report = Callable[[int], None]
@@ -61,10 +64,12 @@ def _run_workers(task: dict[str, Any], workers: int, report: _Report) -> None:
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     running: list[subprocess.Popen[str]] = []
     threads: list[threading.Thread] = []
+    refused: list[list[Any]] = []
 
     def listen(process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
-            report(int(line))
+            found = json.loads(line)
+            refused.append(found) if isinstance(found, list) else report(found)
 
     try:
         for worker in range(workers):
@@ -81,9 +86,21 @@ def _run_workers(task: dict[str, Any], workers: int, report: _Report) -> None:
                 process.wait()
     for thread in threads:
         thread.join()
+    if refused:
+        raise OSError(*refused[0])
     if any(codes):
         code = next(filter(None, codes))
         raise RuntimeError(f"a process that wrote scenes for {task['out']} ended with code {code}; its error stands above")
+
+
+def _worker(text: str) -> int:
+    """A sub-process: prints a number for each report; an OSError, which ends it, as the list of its arguments."""
+    try:
+        _write_shards(json.loads(text), lambda count: print(count, flush=True))
+    except OSError as error:
+        print(json.dumps([str(error)] if error.errno is None else [error.errno, error.strerror, error.filename]), flush=True)
+        return 1
+    return 0
 
 
 @contextlib.contextmanager
@@ -121,15 +138,15 @@ def write(
     split: one of SPLITS; ``pairs`` and ``pairs_val`` are samples of two pictures. size: side of the pictures in pixels; the worlds and
     the texts do not depend on it. workers: processes, one for each core by default (at most 8); the result does not depend on it.
 
-    Raises ValueError for an impossible argument and FileExistsError if ``out`` exists and is not an empty folder.
+    Raises ValueError for an impossible argument, FileExistsError if ``out`` exists and is not empty, OSError of this process or a worker.
     """
     out = Path(out)
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: it must be one of {', '.join(SPLITS)}")
     if n < 1 or shard_size < 1:
         raise ValueError(f"n = {n} and shard_size = {shard_size} must be at least 1")
-    if not 32 <= size <= 1024:
-        raise ValueError(f"size = {size}: the side of the pictures must be 32 to 1024 pixels")
+    if not SIDES[0] <= size <= SIDES[1]:
+        raise ValueError(f"size = {size}: the side of the pictures must be {SIDES[0]} to {SIDES[1]} pixels")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder: choose another --out or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +164,10 @@ def write(
                 _run_workers({**task, "numbers": list(range(shards))}, count, report)
         _write_manifest(temporary, n, seed, split, shard_size, size)
         os.replace(temporary, out)
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(out)  # the name that is known
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
@@ -227,9 +248,12 @@ def embedded(
                     for left in home.glob(f".tmp-{folders[split].name}-*"):
                         shutil.rmtree(left, ignore_errors=True)
                 _make(folders[split], counts[split], seed, split, progress, size, workers)
-    except PermissionError as error:
-        remedy = "set MMPRETRAIN_CACHE to a folder that you may write"
-        raise PermissionError(f"cannot write the generated scenes to {home}: {remedy}") from error
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno not in FULL:
+            raise
+        remedy = "no room; free space there, or " if error.errno in FULL else ""
+        remedy += "set MMPRETRAIN_CACHE to a folder that you may write"
+        raise type(error)(f"cannot write the generated scenes to {home}: {remedy}") from error
     return folders
 
 
@@ -243,13 +267,13 @@ def _make(folder: Path, n: int, seed: int, split: str, progress: bool, size: int
             raise
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> int:
+    """``mmpretrain data scenes --out DIR --n N --seed S [...]``; returns the exit code.
 
-
-def main(args: list[str], parser_class: type[argparse.ArgumentParser] = _Parser) -> int:
-    """``mmpretrain data scenes --out DIR --n N --seed S [...]``; returns the exit code (2: the arguments are at fault)."""
+    Raises:
+        DataError: an option out of its range.
+        OSError: the folder exists or cannot be written.
+    """
     parser = parser_class(prog="mmpretrain data scenes", description="Write generated scenes with captions as WebDataset shards.")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the shards and manifest.json")
     parser.add_argument("--n", type=int, required=True, help="how many samples")
@@ -260,17 +284,15 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = _Parser)
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each core, at most 8)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     chosen = parser.parse_args(args)
-    try:
-        write(chosen.out, chosen.n, chosen.seed, chosen.split, chosen.shard_size, not chosen.quiet, chosen.size, chosen.workers)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    for option, value in (("n", chosen.n), ("shard-size", chosen.shard_size), ("workers", chosen.workers)):
+        if value is not None and value < 1:
+            raise DataError(f"--{option} {value}: at least 1 is needed")
+    if not SIDES[0] <= chosen.size <= SIDES[1]:
+        raise DataError(f"--size {chosen.size}: the side of the pictures must be {SIDES[0]} to {SIDES[1]} pixels")
+    write(chosen.out, chosen.n, chosen.seed, chosen.split, chosen.shard_size, not chosen.quiet, chosen.size, chosen.workers)
     print(f"{chosen.n} samples of {chosen.split} in {chosen.out}")
     return 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        _write_shards(json.loads(sys.argv[2]), lambda count: print(count, flush=True))
-    else:
-        sys.exit(main(sys.argv[1:]))
+    sys.exit(_worker(sys.argv[2]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpretrain.data import tar
-from mmpretrain.data.cache import write_atomic
+from mmpretrain.data.cache import naming, write_atomic
 from mmpretrain.data.decode import allowed
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.index import ShardIndex, index_path, open_index
@@ -89,7 +89,7 @@ def write_shard(target: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     count = 0
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(target), os.fdopen(descriptor, "wb") as file:
             with TarWriter(file, user="", group="", mode=_MODE, mtime=0, encoder=False) as writer:
                 for key, members in samples:
                     writer.write({"__key__": key, **members})

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mmpretrain.cli.commands import OneLine, guarded
 from mmpretrain.cli.errors import EXIT_USER, UserError, nearest
+from mmpretrain.data.cache import FULL
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
@@ -62,6 +63,11 @@ def run(argv: list[str]) -> int:
     module = importlib.import_module(f"mmpretrain.data_tools.{tool.module}")
     try:
         return guarded(module.main, argv[2:], OneLine)
+    except UserError as error:
+        if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL):
+            raise
+        other = " or choose another --out" if any(word.partition("=")[0] == "--out" for word in argv) else ""
+        raise UserError(f"{error}; free space there{other}") from error.__cause__
     except KeyboardInterrupt:
         print(f"mmpretrain: data {argv[1]} was interrupted", file=sys.stderr)
         return INTERRUPTED

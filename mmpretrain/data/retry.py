@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import socket
 import time
@@ -10,13 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from mmpretrain.data.cache import FULL
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.redact import redact
 
 T = TypeVar("T")
 _FIRST, _LONGEST = 0.5, 30.0  # seconds: the first pause, doubled each time, and the longest
 LASTING = (400, 401, 403, 404, 405, 410)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATUS = {"ClientResponseError": "status", "HttpError": "code"}  # of aiohttp and gcsfs; other errors of theirs say 400 for a cut
 _REMEDIES = {
     401: "check the credentials",
@@ -81,7 +80,7 @@ def retried(action: Callable[[], T], place: str, errors: tuple[type[Exception], 
         try:
             return action()
         except errors as error:
-            if (number := getattr(error, "errno", None)) in _FULL:
+            if (number := getattr(error, "errno", None)) in FULL:
                 raise DiskFull(number, redact(str(error))) from None
             code, reason = status(error), why(error)
         spent, wait = time.monotonic() - began, pause(place, tried)

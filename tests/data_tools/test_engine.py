@@ -65,6 +65,20 @@ def test_errors_name_the_item(workers):
         assert fail != "bug" or "helpers/work.py" in caught.value.__notes__[0]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_names_the_file(workers, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "sitecustomize.py").write_text("import os\ndef full(file):\n    raise OSError(28, os.strerror(28))\nos.fsync = full\n")
+    monkeypatch.syspath_prepend(tmp_path)  # of the processes of the pool
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/out/\d.txt'") as caught:
+            run(square, items(tmp_path / "out", n=2), workers=workers, **QUIET)
+    assert caught.value.errno == 28 and not list((tmp_path / "out").iterdir())
+
+
 def test_a_killed_process_names_its_item(tmp_path):
     todo = items(n=3)
     todo["item 2"]["fail"] = "kill"

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import mmpretrain
+from mmpretrain.cli.main import main
 from mmpretrain.data_tools import scenes
 from mmpretrain.data_tools.scenes_language import words
 from mmpretrain.data_tools.scenes_samples import members
@@ -142,6 +143,36 @@ def test_a_failing_worker_is_an_error(tmp_path, monkeypatch, capfd):
     assert not list(tmp_path.iterdir())
 
 
+FULL = """
+import os, pathlib
+def full(path, data):
+    with open(path, "wb") as file:
+        file.write(data[:1000])
+    raise OSError(28, os.strerror(28))
+pathlib.Path.write_bytes = full
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd, workers):
+    (tmp_path / "sitecustomize.py").write_text(FULL)  # of the sub-processes
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    out = tmp_path / "here" / "out"
+    with monkeypatch.context() as broken:
+        if workers == "1":
+            broken.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        command = ["data", "scenes", "--out", str(out), "--n", "100", "--shard-size", "20", "--workers", workers]
+        assert main(command) == 2
+    assert capfd.readouterr().err == f"mmpretrain: error: No space left on device: {out}; free space there or choose another --out\n"
+    assert not list((tmp_path / "here").iterdir())
+    if workers == "1":
+        return
+    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(OSError, match="scenes-v1: no room; free space there, or set MMPRETRAIN_CACHE to a folder"):
+        scenes.embedded(n=1100, workers=3)
+
+
 def test_manifest_sums(tmp_path):
     folder = scenes.write(tmp_path / "a", 9, 0, "train", shard_size=5)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -156,13 +187,21 @@ def test_command(tmp_path, capsys):
     assert scenes.main(["--out", out, "--n", "3", "--seed", "1", "--split", "compositional", "--size", "48", "--shard-size", "2"]) == 0
     assert "3 samples of compositional" in capsys.readouterr().out
     assert scenes.complete(Path(out))
-    assert scenes.main(["--out", out, "--n", "3"]) == 2
-    assert "exists and is not an empty folder" in capsys.readouterr().err
-    assert scenes.main(["--out", out + "2", "--n", "0"]) == 2
+    for more, said in (
+        (["--out", out, "--n", "3"], f"{out} exists and is not an empty folder: choose another --out or remove it"),
+        (["--out", out + "2", "--n", "-5"], "--n -5: at least 1 is needed"),
+        (["--out", out + "2", "--n", "5", "--shard-size", "0"], "--shard-size 0: at least 1 is needed"),
+        (["--out", out + "2", "--n", "5", "--workers", "0"], "--workers 0: at least 1 is needed"),
+        (["--out", out + "2", "--n", "5", "--size", "8"], "--size 8: the side of the pictures must be 32 to 1024 pixels"),
+    ):
+        assert main(["data", "scenes", *more]) == 2
+        assert capsys.readouterr().err == f"mmpretrain: error: {said}\n"
     with pytest.raises(SystemExit) as stop:
         scenes.main(["--out", out + "2", "--n", "3", "--split", "trian"])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.splitlines()[-1].startswith("mmpretrain data scenes: argument --split: invalid choice: 'trian'")
+    assert stop.value.code == 2 and error.splitlines()[-1].startswith(
+        "mmpretrain data scenes: error: argument --split: invalid choice: 'trian'"
+    )
 
 
 @pytest.mark.parametrize("more", [[], ["--quiet"]])
