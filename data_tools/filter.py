@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from mmpretrain.data_tools import filter_recipe
 from mmpretrain.data_tools.common import device_of, named_sources, table, tool_parser, write_json
 from mmpretrain.data_tools.engine import options_of, run, stamp
 from mmpretrain.data_tools.filter_recipe import Step
-from mmpretrain.data_tools.filter_shard import check_scores, filter_rows, hash_rows, score_rows, unpacked
+from mmpretrain.data_tools.filter_shard import CAPTION_FIELDS, SAMPLE_FIELDS, check_scores, filter_rows, hash_rows, score_rows, unpacked
 from mmpretrain.data_tools.indexing import index
 from mmpretrain.data_tools.rewrite import STATE, Row, rewrite
 from mmpretrain.data_tools.shards import SHARD_SIZE, fresh_folder
@@ -34,12 +35,13 @@ class Shard(NamedTuple):
 
 class Report(NamedTuple):
     """Samples and captions by source: [samples, captions]. ``dropped`` is step -> source -> such a pair. ``missing``: fields of conditions
-    that no sample has, so that a comparison with them never holds."""
+    that no sample has, so that a comparison with them never holds. ``near``: such a field -> one of like name that samples have."""
 
     seen: dict[str, list[int]]
     dropped: dict[str, dict[str, list[int]]]
     kept: dict[str, list[int]]
     missing: list[str]
+    near: dict[str, str]
 
 
 class Filter:
@@ -61,7 +63,7 @@ class Filter:
         self.rows: list[list[Any] | None] = [None] * len(self.shards)  # None: everything, nothing was asked yet
         self.scores: list[list[list[float]]] | None = None  # beside the rows
         zero = {name: [0, 0] for name in sources}
-        self.report = Report({name: [0, 0] for name in sources}, {}, zero, [])
+        self.report = Report({name: [0, 0] for name in sources}, {}, zero, [], {})
 
     def run(self, steps: Sequence[Step]) -> None:
         """All steps; neighbouring conditions read the shards once."""
@@ -87,6 +89,9 @@ class Filter:
             self.report.dropped.setdefault(step.name, {})
         looked = [set(one["missing"]) for one in found if one["seen"][0]]
         self.report.missing.extend(sorted((set.intersection(*looked) if looked else set()) - set(self.report.missing)))
+        known = [*SAMPLE_FIELDS, *CAPTION_FIELDS, *(name for one in found for name in one["known"])]
+        alike = {name: difflib.get_close_matches(name, known, n=1) for name in self.report.missing}
+        self.report.near.update({name: like[0] for name, like in alike.items() if like})
         for number, one in enumerate(found):
             source = self.shards[number].source
             if self.rows[number] is None:
@@ -227,7 +232,8 @@ def show(report: Report) -> None:
     rows = [row("seen", report.seen), *(row(f"- {name}", counts) for name, counts in report.dropped.items()), row("kept", report.kept)]
     table("Kept and dropped", columns, rows)
     for name in report.missing:
-        print(f"filter: no sample has a field {name!r}: no comparison with it holds; is it spelt right?", file=sys.stderr)
+        hint = f"did you mean {report.near[name]!r}?" if name in report.near else "is it spelt right?"
+        print(f"filter: no sample has a field {name!r}: no comparison with it holds; {hint}", file=sys.stderr)
 
 
 def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> int:
@@ -263,6 +269,8 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
         options_of(options),
     )
     show(found)
+    if not any(samples for samples, _ in found.kept.values()):
+        print(f"filter: nothing was kept: {options.out} has no shard", file=sys.stderr)
     return 0
 
 

@@ -41,11 +41,12 @@ def filter_rows(item: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``rows`` that are left, ``seen`` [samples, captions], ``dropped`` by step: [samples, captions], and ``missing``: the fields of the
-        conditions that no sample has.
+        conditions that no sample has; ``known``: the fields of the first sample's ``KEY.json``, where any is missing.
     """
     reader = ShardReader([Path(item["shard"][0])])
     index = reader.indexes[0]
     rows, seen = [], [0, 0]
+    known: list[str] = []
     dropped: dict[str, list[int]] = {name: [0, 0] for name, *_ in item["steps"]}
     missing = {name for step in item["steps"] for name in fields(step[2]) if name not in CAPTION_FIELDS}
     listed: list[Any] = item["rows"] if item["rows"] is not None else [[n, None] for n in range(len(index))]
@@ -60,10 +61,11 @@ def filter_rows(item: Mapping[str, Any]) -> dict[str, Any]:
         seen[0], seen[1] = seen[0] + 1, seen[1] + len(left)
         field = functools.partial(sample_field, index, number, sample, item["source"])
         missing = {name for name in missing if field(name) is None}
+        known = known or list(sample.meta)
         kept = _apply(item["steps"], left, sample, field, dropped)
         if kept is not None:
             rows.append([number, kept])
-    return {"rows": rows, "seen": seen, "dropped": dropped, "missing": sorted(missing)}
+    return {"rows": rows, "seen": seen, "dropped": dropped, "missing": sorted(missing), "known": known if missing else []}
 
 
 def _apply(

@@ -57,12 +57,27 @@ def sets(tmp_path: Path) -> dict[str, list[Path]]:
 
 
 def test_a_field_that_no_sample_has_is_said(tmp_path, sets, capsys):
-    where = "score > 0.5 and (min_sid > 100 or max_side > 200)"
+    where = "score > 0.5 and (min_sid > 100 or max_side > 200 or scroe > 1 or qqq = 2)"
     inputs = [f"{name}={paths[0].parent}" for name, paths in sets.items()]
     assert data(["data", "filter", *inputs, "--workers", "1", "--quiet", "--out", str(tmp_path / "out"), "--where", where]) == 0
     said = capsys.readouterr().err
-    assert "no sample has a field 'min_sid'" in said and "'score'" not in said
-    assert json.loads((tmp_path / "out" / "filter_report.json").read_text())["missing"] == ["min_sid"]
+    assert said.splitlines() == [
+        f"filter: no sample has a field {name!r}: no comparison with it holds; {hint}"
+        for name, hint in (
+            ("min_sid", "did you mean 'min_side'?"),
+            ("qqq", "is it spelt right?"),
+            ("scroe", "did you mean 'score'?"),
+        )
+    ]
+    told = json.loads((tmp_path / "out" / "filter_report.json").read_text())
+    assert told["missing"] == ["min_sid", "qqq", "scroe"] and told["near"] == {"min_sid": "min_side", "scroe": "score"}
+
+
+def test_that_nothing_is_kept_is_said(tmp_path, sets, capsys):
+    out = tmp_path / "out"
+    command = ["data", "filter", str(sets["web"][0].parent), "--workers", "1", "--quiet", "--out", str(out), "--where", "width > 5000"]
+    assert data(command) == 0 and not list(out.glob("*.tar"))
+    assert capsys.readouterr().err == f"filter: nothing was kept: {out} has no shard\n"
 
 
 def test_conditions_with_an_account(tmp_path, sets):
