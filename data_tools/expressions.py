@@ -21,8 +21,9 @@ from typing import Any
 
 from mmpretrain.data.errors import DataError
 
-_TOKEN = re.compile(r"""\s*(?:(<=|>=|==|!=|[=<>~()\[\],])|'([^']*)'|"([^"]*)"|([^\s=<>!~()\[\],'"]+))""")
+_TOKEN = re.compile(r"""\s*(?:([=<>!~]+|[()\[\],])|'([^']*)'|"([^"]*)"|([^\s=<>!~()\[\],'"]+))""")
 _OPERATORS = ("=", "==", "!=", "<", "<=", ">", ">=", "~")
+_BRACKETS = ("(", ")", "[", "]", ",")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _WORDS = ("and", "or", "not", "in")
 _DEEPEST = 50
@@ -107,6 +108,8 @@ class _Parser:
                 raise DataError(f"the condition {text!r} cannot be read at {text[place:].strip()[:20]!r}; see docs/tools.md")
             operator, single, double, word = match.groups()
             if operator is not None:
+                if operator not in (*_OPERATORS, *_BRACKETS):
+                    raise DataError(f"the condition {text!r}: unknown operator {operator!r}; take one of {' '.join(_OPERATORS)}")
                 self.tokens.append(("operator", operator, place))
             elif word is not None:
                 self.tokens.append(("word", word, place))

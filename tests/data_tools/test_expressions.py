@@ -61,6 +61,12 @@ def test_mistakes_name_the_place(text):
         parse(text)
 
 
+@pytest.mark.parametrize("operator", [">>", "=<", "<>", "=~", "!"])
+def test_an_unknown_operator_is_named(operator):
+    with pytest.raises(DataError, match=f"the condition 'width {operator} 3': unknown operator '{operator}'; take one of = == !="):
+        parse(f"width {operator} 3")
+
+
 def test_nothing_is_evaluated_and_depth_is_bounded():
     with pytest.raises(DataError):
         parse("__import__('os').system('x')")
