@@ -64,7 +64,7 @@ def run(
         workers: processes, or items at a time on Ray; one for each core by default. The results do not depend on it. 1: in this process.
         state: a folder for the results of finished items; a second call with the same function and work takes them from there.
         valid: whether a kept result still holds (its output file is there); asked in this process.
-        progress: show a bar, or a line at times where stderr is no terminal.
+        progress: show a bar, or a line at times and at the end where stderr is no terminal.
 
     Raises:
         DataError: a worker refused its item (DataError, OSError), a process was killed, or Ray is not installed.
@@ -216,7 +216,7 @@ class _State:
 
 @contextlib.contextmanager
 def _bar(total: int, done: int, title: str, wanted: bool) -> Iterator[Callable[[], None]]:
-    """A bar on stderr where that is a terminal, else a line at times. Yields what to call for each finished item."""
+    """A bar on stderr where that is a terminal, else lines. Yields what to call for each finished item."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -233,7 +233,7 @@ def _bar(total: int, done: int, title: str, wanted: bool) -> Iterator[Callable[[
 
 
 class _Lines:
-    """Progress without a terminal."""
+    """Progress without a terminal: a line at times, and the last one."""
 
     def __init__(self, console: Any, total: int, done: int, title: str, wanted: bool) -> None:
         self.console, self.total, self.done, self.title, self.wanted = console, total, done, title, wanted
@@ -241,7 +241,7 @@ class _Lines:
 
     def __call__(self) -> None:
         self.done += 1
-        if self.wanted and time.monotonic() - self.last >= _EVERY:
+        if self.wanted and (self.done == self.total or time.monotonic() - self.last >= _EVERY):
             self.last = time.monotonic()
             self.console.print(f"{self.title}: {self.done}/{self.total}", highlight=False)
 

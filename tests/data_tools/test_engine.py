@@ -140,6 +140,13 @@ def test_ctrl_c_and_kill_leave_no_process_and_no_half_file(tmp_path, sent):
     assert len(list(tmp_path.glob("state/*.json"))) == 2
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_last_line_of_progress_is_always_shown(workers, capfd):
+    run(square, items(), workers=workers, title="squares")
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("squares")]
+    assert lines == ["squares: 5/5"]
+
+
 def test_only_importable_functions():
     with pytest.raises(ValueError, match="top level"):
         reference(lambda item: item)
