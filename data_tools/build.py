@@ -25,7 +25,7 @@ from mmpretrain.data.cache import locked, write_atomic
 from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools import build_spool, engine
 from mmpretrain.data_tools.build_pictures import CHECKS
-from mmpretrain.data_tools.build_records import Skip
+from mmpretrain.data_tools.build_records import MISSING, Skip
 from mmpretrain.data_tools.build_shards import chunks, whole, write
 from mmpretrain.data_tools.common import megabytes, table
 from mmpretrain.data_tools.formats import FORMATS
@@ -132,7 +132,7 @@ def _spool(folder: Path, request: Any, records: Callable[..., Iterator[Any]], op
         with _counting(not options.quiet) as report:
             head = build_spool.fill(folder / _WORK, request, _readable(records(options)), options.shuffle, options.limit, report)
         if not head["records"]:
-            raise DataError(f"no sample in the source{_first_reason(folder)}")
+            raise DataError(f"no sample in {_sources(options)}{_first_reason(folder, request)}")
     except (ValueError, OSError):
         shutil.rmtree(folder)
         raise
@@ -152,10 +152,26 @@ def _readable(records: Iterator[Any]) -> Iterator[Any]:
         raise DataError(f"the annotations are not of this format (after {number} records: {type(error).__name__}: {error})") from error
 
 
-def _first_reason(folder: Path) -> str:
+def _sources(options: argparse.Namespace) -> str:
+    """The files and folders that the options name, without those of pictures."""
+    named = [value for name, value in vars(options).items() if name not in ("out", "images")]
+    paths = [str(path) for value in named for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
+    return ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "") or "the source"
+
+
+def _first_reason(folder: Path, request: dict[str, Any]) -> str:
     with open(folder / _WORK / "skipped.jsonl", encoding="utf-8") as file:
-        found = json.loads(file.readline() or "{}")
-    return f"; the first was left out: {found['name']}: {found['reason']} {found.get('detail', '')}".rstrip() if found else ""
+        found = file.readline()
+    return f"; the first was left out: {_said(Skip(**json.loads(found)), request)}" if found else ""
+
+
+def _said(skip: Skip, request: dict[str, Any]) -> str:
+    """What was left out, why, and what to do where pictures were not found."""
+    options, remedy = request["options"], ""
+    if skip.reason == MISSING and "images" in options and not options.get("bytes"):
+        given = " ".join(options["images"] or ())
+        remedy = f"; is --images {given} their folder?" if given else "; name the folder of the pictures by --images FOLDER"
+    return f"{skip.name}: {skip.reason}{f' ({skip.detail})' if skip.detail else ''}{remedy}"
 
 
 @contextlib.contextmanager
@@ -201,20 +217,19 @@ def _finish(folder: Path, name: str, request: dict[str, Any], results: list[dict
     """Write the manifest and the list of what was left out."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
-    lines = []
+    skips = []
     with open(folder / _WORK / "skipped.jsonl", encoding="utf-8") as file:
         early = [Skip(**json.loads(line)) for line in file]
     for skip in early + [Skip(*found) for result in results for found in result["skipped"]]:
         reasons[skip.reason] += 1
         examples.setdefault(skip.reason, []).append(skip.name)
-        lines.append(build_spool.line_of(skip))
+        skips.append(skip)
     written = [result for result in results if result["samples"]]
     if not written:
-        first = lines[0].decode().strip() if lines else ""
         shutil.rmtree(folder)
-        raise DataError(f"no record became a sample; the first: {first}")
-    if lines:
-        write_atomic(folder / "skipped.jsonl", b"".join(lines))
+        raise DataError(f"no record became a sample; the first: {_said(skips[0], request)}")
+    if skips:
+        write_atomic(folder / "skipped.jsonl", b"".join(build_spool.line_of(skip) for skip in skips))
     totals = {what: sum(result[what] for result in written) for what in ("captions", "pictures", "resized")}
     skipped = {reason: {"count": count, "first": examples[reason][:_SHOWN]} for reason, count in reasons.most_common()}
     made = {"tool": "build", "version": VERSION, "format": name, "options": request["options"], **totals, "skipped": skipped}
@@ -229,8 +244,11 @@ def _show(made: dict[str, Any], out: Path) -> None:
     for reason, found in made["skipped"].items():
         rows.append((f"left out: {reason}", found["count"], ", ".join(found["first"]) + (", ..." if found["count"] > _SHOWN else "")))
     if made["resized"]:
-        rows.append(("not of the annotated size", made["resized"], "boxes may not fit: are these the right pictures?"))
-    table(str(out), ("", "number", ""), rows, numbers=False)
+        rows.append(("not of the annotated size", made["resized"], "their boxes may not fit: are these the right pictures?"))
+    if not any(note for *_, note in rows):
+        table(str(out), ("", "number"), [row[:2] for row in rows])
+        return
+    table(str(out), ("", "number", "which"), rows, numbers=False)
 
 
 def _verdict(made: dict[str, Any], options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mmpretrain.data.decode import decode_image, opened, refusals
 from mmpretrain.data.errors import BadSample
-from mmpretrain.data_tools.build_records import Place
+from mmpretrain.data_tools.build_records import MISSING, Place
 
 CHECKS = ("full", "header", "none")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -61,11 +61,11 @@ def read(place: Place) -> bytes:
     except ValueError as error:  # of Arrow
         raise BadPicture("file cannot be read", f"{path}: {error}") from None
     except FileNotFoundError:
-        raise BadPicture("picture is missing", path) from None
+        raise BadPicture(MISSING, path) from None
     except OSError as error:
         raise BadPicture("file cannot be read", f"{path}: {error.strerror or error}") from None
     if not isinstance(cell, bytes):
-        raise BadPicture("picture is missing", f"{path}: {place[1]} of row {place[3]} of batch {place[2]} is empty")
+        raise BadPicture(MISSING, f"{path}: {place[1]} of row {place[3]} of batch {place[2]} is empty")
     return cell
 
 

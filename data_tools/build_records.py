@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")
+MISSING = "picture is missing"  # as a reason of a Skip
 
 # a file: its path. A part of a file: [path, offset, size]. A cell of an Arrow or Parquet file: [path, column, batch, row].
 Place: TypeAlias = "str | list[Any]"
@@ -63,7 +64,7 @@ def captioned(
         absent: the name of a picture that was not found.
     """
     if any(picture is None for picture in pictures):
-        return Skip(key, "picture is missing", absent)
+        return Skip(key, MISSING, absent)
     said = [(text.strip(), known) for text, known in captions if isinstance(text, str) and text.strip()]
     if not said:
         return Skip(key, "no caption")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpretrain.data.errors import DataError
-from mmpretrain.data_tools.build_records import Record, Skip, captioned
+from mmpretrain.data_tools.build_records import MISSING, Record, Skip, captioned
 from mmpretrain.data_tools.formats.common import Pictures, add_files, add_images, grouped, load_json, part
 
 _KEPT = ("width", "height", "license", "flickr_url", "coco_url", "date_captured")
@@ -43,7 +43,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
             said = [(row.get("caption"), {"ids": row.get("id")}) for row in captions.get(number, ())]
             yield captioned(key, [picture], said, meta, name)
         else:
-            yield Record(key, (picture,), (), meta) if picture else Skip(key, "picture is missing", name)
+            yield Record(key, (picture,), (), meta) if picture else Skip(key, MISSING, name)
 
 
 class Instances:

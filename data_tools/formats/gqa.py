@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpretrain.data.errors import DataError
-from mmpretrain.data_tools.build_records import Record, Skip, clean_key
+from mmpretrain.data_tools.build_records import MISSING, Record, Skip, clean_key
 from mmpretrain.data_tools.formats.common import Pictures, add_files, add_images, stream
 
 _TYPES = (("structural", "type"), ("semantic", "semantic"), ("detailed", "detailed"))
@@ -36,7 +36,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
     for image in dict.fromkeys([*questions, *graphs]):
         key, picture = clean_key(f"gqa-{image}"), pictures.find(f"{image}.jpg")
         if picture is None:
-            yield Skip(key, "picture is missing", f"{image}.jpg")
+            yield Skip(key, MISSING, f"{image}.jpg")
             continue
         meta: dict[str, Any] = {"id": image, "image_id": image}
         meta.update(scene(graphs[image]) if image in graphs else {})

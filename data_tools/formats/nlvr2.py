@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mmpretrain.data_tools.build_records import Record, Skip, clean_key
+from mmpretrain.data_tools.build_records import MISSING, Record, Skip, clean_key
 from mmpretrain.data_tools.formats.common import Pictures, add_files, add_images, lines
 
 LABELS = {"true": True, "false": False}
@@ -44,7 +44,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
         found = [pictures.find(*(place + name for place in places)) for name in names]
         key = clean_key(pair)
         if None in found:
-            yield Skip(key, "picture is missing", names[found.index(None)])
+            yield Skip(key, MISSING, names[found.index(None)])
             continue
         meta = {"id": pair, "image_id": pair, "split": split, "statements": [statement(row) for row in rows]}
         meta.update({name: first[name] for name in _KEPT if first.get(name) is not None})

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools import plain_pickle
-from mmpretrain.data_tools.build_records import Record, Skip
+from mmpretrain.data_tools.build_records import MISSING, Record, Skip
 from mmpretrain.data_tools.formats.coco import Instances
 from mmpretrain.data_tools.formats.common import Pictures, add_files, add_images, grouped, load_json
 
@@ -40,7 +40,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
             continue
         picture = pictures.find(image["file_name"])
         if picture is None:
-            yield Skip(key, "picture is missing", image["file_name"])
+            yield Skip(key, MISSING, image["file_name"])
             continue
         objects = instances.of(number)["objects"]
         place = {one["id"]: at for at, one in enumerate(objects)}

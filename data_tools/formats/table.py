@@ -130,14 +130,17 @@ def _wanted(options: argparse.Namespace) -> list[str]:
 def _missing(path: Path, have: list[str], wanted: list[str]) -> None:
     for column in wanted:
         if column not in have:
-            raise DataError(f"{path}: there is no column {column!r}; it has {', '.join(have)}")
+            raise DataError(f"{path}: there is no column {column!r}; it has {', '.join(have) or 'none'}")
 
 
 def _csv(path: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[str, Any] | Skip]:
     with text_file(path) as file:
         reader = csv.reader(file, delimiter=delimiter)
         try:
-            header = [name.strip() for name in next(reader, [])]
+            first = next(reader, None)
+            if not first:
+                raise DataError(f"{path}: {'the file' if first is None else 'its first line'} is empty; the first line names the columns")
+            header = [name.strip() for name in first]
             _missing(path, header, wanted)
             for cells in reader:
                 if len(cells) == len(header):

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmpretrain.data.errors import DataError
-from mmpretrain.data_tools.build_records import Record, Skip, captioned
+from mmpretrain.data_tools.build_records import MISSING, Record, Skip, captioned
 from mmpretrain.data_tools.formats.common import Pictures, add_images, load_json, stream
 
 PARTS = {
@@ -78,7 +78,7 @@ def _record(number: int, image: Mapping[str, Any], parts: Mapping[str, Any], pic
             for row in parts.get("regions", ())
         ]
         return captioned(key, [picture], said, meta, f"{number}.jpg")
-    return Record(key, (picture,), (), meta) if picture else Skip(key, "picture is missing", f"{number}.jpg")
+    return Record(key, (picture,), (), meta) if picture else Skip(key, MISSING, f"{number}.jpg")
 
 
 def _graph(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmpretrain.data_tools.build_records import Record, Skip
+from mmpretrain.data_tools.build_records import MISSING, Record, Skip
 from mmpretrain.data_tools.formats.common import Pictures, add_files, add_images, grouped, load_json, part
 
 SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # the official accuracy of an answer that n of ten people gave, averaged over nine of them at a time
@@ -34,7 +34,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
             picture = pictures.find(name, f"{folder}/{name}", f"{image:012d}.jpg", f"{folder}/{image:012d}.jpg")
             key = f"vqa-{subset}-{image:012d}" if subset else f"vqa-{image:012d}"
             if picture is None:
-                yield Skip(key, "picture is missing", name)
+                yield Skip(key, MISSING, name)
                 continue
             questions = [question(row, answers.get(row["question_id"])) for row in rows]
             yield Record(key, (picture,), (), {"id": image, "image_id": image, "split": subset, "questions": questions})

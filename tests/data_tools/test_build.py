@@ -215,6 +215,17 @@ def test_nothing_but_bad_pictures(tmp_path):
         run(tmp_path, "folder", "--source", "src")
 
 
+def test_the_table_has_a_third_column_where_there_is_something_to_name(tmp_path, capfd):
+    few(tmp_path)
+    words = ["data", "build", "folder", "--source", str(tmp_path / "src"), "--workers", "1", "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    said = capfd.readouterr()
+    assert "number" in said.out and "which" not in said.out and said.err == "shards of whole: 1/1\n"
+    (tmp_path / "src/04.jpg").write_bytes(b"")
+    assert main([*words, str(tmp_path / "part"), "--max-missing", "1"]) == 0
+    assert "which" in capfd.readouterr().out
+
+
 def test_every_format_has_a_help(capsys):
     with pytest.raises(SystemExit):
         main(["data", "build", "--help"])

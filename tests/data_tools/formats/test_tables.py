@@ -192,14 +192,31 @@ def test_cuts_lose_nothing_and_keep_characters_whole():
 
 
 def test_nothing_to_build(tmp_path):
-    put(tmp_path, {"empty/x.txt": "\n\n", "none/readme.md": "x", "t.csv": "a,b\n"})
+    put(tmp_path, {"empty/x.txt": "\n\n", "none/readme.md": "x", "t.csv": "a,b\n", "zero.csv": b"", "blank.csv": "\na,b\n"})
     for words, says in (
-        (["text", "--source", "empty"], "no sample in the source"),
+        (["text", "--source", "empty"], r"no sample in /.*/empty$"),
         (["text", "--source", "gone"], "gone does not exist"),
         (["text", "--source", "none"], "no text file in it"),
         (["folder", "--source", "none"], "no picture in it"),
-        (["table", "--source", "t.csv", "--image", "a", "--caption", "b"], "no sample in the source"),
+        (["table", "--source", "t.csv", "--image", "a", "--caption", "b"], r"no sample in /.*/t\.csv$"),
+        (
+            ["table", "--source", "zero.csv", "--image", "a", "--caption", "b"],
+            r"zero\.csv: the file is empty; the first line names the columns",
+        ),
+        (["table", "--source", "blank.csv", "--image", "a", "--caption", "b"], r"blank\.csv: its first line is empty; the first"),
     ):
         with pytest.raises(DataError, match=says):
             run(tmp_path, *words)
     assert not list(tmp_path.glob(".*.building"))
+
+
+def test_a_table_whose_pictures_are_not_found_says_what_to_do(tmp_path):
+    put(tmp_path, {"pairs.csv": "filepath,title\n1.jpg,one\n2.jpg,two\n", "img/none.txt": "x"})
+    words = ["--source", "pairs.csv", "--image", "filepath", "--caption", "title"]
+    found = "no record became a sample; the first: row-000000000: picture is missing"
+    with pytest.raises(DataError, match=rf"{found} \({tmp_path}/1\.jpg\); name the folder of the pictures by --images FOLDER$"):
+        run(tmp_path, "table", *words)
+    with pytest.raises(
+        DataError, match=r"the first was left out: row-000000000: picture is missing \(1\.jpg\); is --images \S*img their folder\?$"
+    ):
+        run(tmp_path, "table", *words, "--images", "img")
