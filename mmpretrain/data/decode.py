@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmpretrain.data import codes, regions
 from mmpretrain.data.errors import BadSample
@@ -131,6 +131,9 @@ def refusals(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise BadSample(f"picture has more than {max_pixels} pixels") from None
     except BadSample:
         raise
+    except UnidentifiedImageError:
+        said = f"not readable as {', '.join(FORMATS)}" if data else "0 bytes"
+        raise BadSample(f"picture cannot be decoded ({said})") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError, OverflowError) as error:
         found = "0 bytes" if not data else f"{type(error).__name__}: {error}"
         raise BadSample(f"picture cannot be decoded ({found})") from None

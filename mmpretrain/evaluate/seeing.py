@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,12 @@ class Seeing:
             found = self._tagged(image, self._regions(given.regions) if given.regions else None, given)
             found = found._replace(codes=self._codes(given.codes) if given.codes else None)
         else:
-            found = self._alone(given)
+            try:
+                found = self._alone(given)
+            except BadSample as error:
+                if isinstance(given, str | Path):
+                    raise BadSample(f"{given}: {error}") from None
+                raise
         return self._complete(found)
 
     def _alone(self, given: ImageLike | Regions) -> Visual:

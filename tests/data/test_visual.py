@@ -16,7 +16,7 @@ from mmpretrain.data.buckets import Buckets, Ruler
 from mmpretrain.data.collate import Collator
 from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.draws import keys
-from mmpretrain.data.errors import DataError
+from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.feed import Part
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.mixture import TrainSource
@@ -25,6 +25,7 @@ from mmpretrain.data.text import TextOptions
 from mmpretrain.data.training_set import specs_of
 from mmpretrain.data.units import Units
 from mmpretrain.data.visual import RegionOptions, Shown
+from mmpretrain.evaluate.seeing import Seeing
 from mmpretrain.types import Tokens, Visual
 
 COLLATOR = Collator(0, (0.5,) * 3, (0.5,) * 3)
@@ -281,3 +282,17 @@ def test_statements_and_regions_of_pictures_alone(tmp_path):
     only = of_mixture({"boxes": TrainSource(str(folder), reads="images", show="regions")})
     (batch,) = next(iter(only.train_dataloader()))
     assert batch.text is None and batch.image is None and batch.regions is not None
+
+
+@pytest.mark.parametrize("content,said", [(b"filepath,title", "not readable as JPEG, PNG, WEBP"), (b"", "0 bytes")])
+def test_a_file_that_is_no_picture_is_named(content, said, tmp_path):
+    (tmp_path / "pairs.csv").write_bytes(content)
+    see, path = Seeing(VILT, Shown()), tmp_path / "pairs.csv"
+    for given in (path, str(path)):
+        with pytest.raises(BadSample, match=rf"^{path}: picture cannot be decoded \({said}\)$"):
+            see(given)
+    with pytest.raises(BadSample, match=rf"^picture cannot be decoded \({said}\)$"):
+        see(content)
+    (tmp_path / "k.regions.npz").write_bytes(b"PK none")
+    with pytest.raises(BadSample, match=rf"^{tmp_path}/k\.regions\.npz: "):
+        Seeing(None, Shown("regions"))(tmp_path / "k.regions.npz")
