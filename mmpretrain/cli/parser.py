@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mmpretrain.cli.errors import nearest
+from mmpretrain.cli.layering import typed_keys
+
+TYPED = "on the command line"
+FORMS = {"data.val": ("a mapping NAME: SOURCE, for example {{mine: {}}}", "scenes:val")}  # key -> what it takes, an example of a source
 
 
 class Refused(Exception):
@@ -19,14 +24,20 @@ class Refused(Exception):
 
 
 class Parser(LightningArgumentParser):
-    """``origin`` (dotted key -> file that set it) is filled by the command line before it parses."""
+    """``origin`` (dotted key -> file that set it) is filled by the command line before it parses, ``typed`` (keys) as it does."""
 
     origin: Mapping[str, str] = {}
+    typed: Collection[str] = ()
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Any:
+        if self.exit_on_error and args is not None:
+            type(self).typed = tuple(typed_keys(list(args)))
+        return super().parse_args(args, *more, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside a parser, for the arguments of a class: the outer one adds where it is
             super().error(message, ex)
-        raise Refused(explain(message, options(self), type(self).origin)) from ex
+        raise Refused(explain(message, options(self), type(self).origin, type(self).typed)) from ex
 
 
 def options(parser: argparse.ArgumentParser) -> list[str]:
@@ -58,31 +69,74 @@ def accepted(class_path: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _where(key: str, origin: Mapping[str, str]) -> str:
-    """`` (in FILE)`` where the key, or its parent, was set by a file; the empty string otherwise."""
-    parts = key.split(".")
+def places(origin: Mapping[str, str], typed: Iterable[str]) -> dict[str, str]:
+    """Key -> where it was set, in words. Keys are as messages have them: without ``init_args``."""
+    found = {_bare(key): f"in {file}" for key, file in origin.items()}
+    return found | dict.fromkeys(map(_bare, typed), TYPED)
+
+
+def _bare(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part != "init_args")
+
+
+def _where(key: str, at: Mapping[str, str]) -> str:
+    """`` (in FILE)`` or `` (on the command line)``: where the key, or its parent, was set; the empty string where several have a part."""
+    parts = _bare(key).split(".")
+    for stop in range(len(parts), 0, -1):  # what was typed for a parent replaced what files said of it
+        if at.get(".".join(parts[:stop])) == TYPED:
+            return f" ({TYPED})"
     while parts:
         prefix = ".".join(parts)
-        files = {path for name, path in origin.items() if name == prefix or name.startswith(f"{prefix}.")}
-        if len(files) == 1:
-            return f" (in {files.pop()})"
+        found = {place for name, place in at.items() if name == prefix or name.startswith(f"{prefix}.")}
+        if len(found) == 1:
+            return f" ({found.pop()})"
         parts = parts[:-1]
     return ""
 
 
-def _unknown(key: str, known: Iterable[str], origin: Mapping[str, str]) -> str:
-    return f"unknown key '{key}'{_where(key, origin) if key in origin else ''}.{nearest(key, known)}"
+def _unknown(key: str, known: Iterable[str], at: Mapping[str, str]) -> str:
+    return f"unknown key '{key}'{_where(key, at) if key in at else ''}.{nearest(key, known)}"
+
+
+def _no_argument(key: str, name: str, owner: str, at: Mapping[str, str]) -> str:
+    """That a class has no such argument: where it was given, and what is meant, in the class or in one of its parts."""
+    below = {one.removeprefix(f"{_bare(key)}."): place for one, place in at.items() if one.startswith(f"{_bare(key)}.")}
+    given = {place for one, place in below.items() if name in one.split(".")}
+    where = f" ({given.pop()})" if len(given) == 1 else _where(key, at)
+    known = accepted(owner)
+    guess = nearest(name, known)
+    if not guess:
+        inner = [one for one in below if one.partition(".")[0] in known and "." in one]
+        close = difflib.get_close_matches(name, {one.rpartition(".")[2] for one in inner}, n=1, cutoff=0.6)
+        meant = [f"'{one}'" for one in inner if close and one.endswith(f".{close[0]}")]
+        guess = f" Did you mean {' or '.join(meant)}?" if meant else ""
+    takes = f" It takes: {', '.join(known)}." if known else ""
+    return f"{key}: {owner or 'it'} has no argument '{name}'{where}.{guess or takes}"
 
 
 def _plain(text: str) -> str:
     """Python's way of writing types, made readable."""
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
+    text = re.sub(r"NestedArg\(key='([^']*)', val='?(.*?)'?\)", r"{\1: \2}", text)
     return text.replace("typing.Literal", "one of ").replace("NoneType", "null")
 
 
-def explain(message: str, known: Iterable[str], origin: Mapping[str, str]) -> str:
+def _union(key: str, text: str) -> str:
+    """What jsonargparse says of a value that fits no type of several, in short, where it says no more than that."""
+    text = re.sub(r"^- Expected a path but .* either not accessible or invalid - ", "", text)
+    form = r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: (.*) Given value type: \S+ Given value: (.*)$"
+    found = re.search(form, text)
+    if found is None or not all(part.startswith("Expected") for part in found[2].removeprefix("- ").split(" - ")):
+        return text
+    if key in FORMS:
+        says, example = FORMS[key]
+        return says.format(found[3] if re.fullmatch(r"[\w./:?=-]+", found[3]) else example)
+    return f"{text[: found.start()]}expected {found[1]}, not {found[3]}"
+
+
+def explain(message: str, known: Iterable[str], origin: Mapping[str, str], typed: Collection[str] = ()) -> str:
     """A message of jsonargparse 4.5x as one line of ours; a message of another form is shown as it is, on one line."""
-    known = list(known)
+    known, at = list(known), places(origin, typed)
     if found := re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
         word = found[1].split("=")[0]
         if not word.startswith("-"):
@@ -91,7 +145,7 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str]) -> st
     if found := re.search(r"does not accept option '([^']+)'", message):
         group = re.search(r"Group '([^']+)' does not", message)
         key = f"{group[1]}.{found[1]}" if group and not found[1].startswith(group[1]) else found[1]
-        return _unknown(_strip(key), known, origin)
+        return _unknown(_strip(key), known, at)
     if found := re.search(r"arguments? (?:are|is) required: (.+)", message):
         keys = [_strip(key) for key in re.split(r",\s*", found[1].strip())]
         return f"missing: {', '.join(keys)}. Give a recipe (--config vilt.yaml) or --{keys[0]} VALUE; mmpretrain systems lists the recipes"
@@ -99,17 +153,13 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str]) -> st
     classes = re.findall(r"class_path '([^']+)'", message)
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"Option '([^']+)' is not accepted", message):
-        owner = classes[-1] if classes else ""
-        names = accepted(owner)
-        takes = f" It takes: {', '.join(names)}." if names else ""
-        guess = nearest(found[1], names)
-        return f"{key}: {owner or 'it'} has no argument '{found[1]}'{_where(key, origin)}.{guess or takes}"
+        return _no_argument(key, found[1], classes[-1] if classes else "", at)
     body = re.sub(r'[Pp]arser key "[^"]+":', "", message)
     body = re.sub(r"Problem with given class_path '([^']+)':", "", body)
     body = _plain(" ".join(body.split()))
     if "has no attribute" in body and classes:
         body = f"there is no class '{classes[-1]}'"
-    return f"{key}{_where(key, origin)}: {body}" if key else body
+    return f"{key}{_where(key, at)}: {_union(key, body)}" if key else body
 
 
 def _option(word: str, known: list[str]) -> str:
