@@ -232,6 +232,11 @@ def show(report: Report) -> None:
     rows = [row("seen", report.seen), *(row(f"- {name}", counts) for name, counts in report.dropped.items()), row("kept", report.kept)]
     table("Kept and dropped", columns, rows)
     for name in report.missing:
+        if name in CAPTION_FIELDS:
+            print(
+                f"filter: {name!r} is a field of captions: no comparison of --where with it holds; ask by --captions", file=sys.stderr
+            )
+            continue
         hint = f"did you mean {report.near[name]!r}?" if name in report.near else "is it spelt right?"
         print(f"filter: no sample has a field {name!r}: no comparison with it holds; {hint}", file=sys.stderr)
 

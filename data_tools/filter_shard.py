@@ -48,7 +48,7 @@ def filter_rows(item: Mapping[str, Any]) -> dict[str, Any]:
     rows, seen = [], [0, 0]
     known: list[str] = []
     dropped: dict[str, list[int]] = {name: [0, 0] for name, *_ in item["steps"]}
-    missing = {name for step in item["steps"] for name in fields(step[2]) if name not in CAPTION_FIELDS}
+    missing = {name for _, kind, condition in item["steps"] for name in fields(condition) if kind == "where" or name not in CAPTION_FIELDS}
     listed: list[Any] = item["rows"] if item["rows"] is not None else [[n, None] for n in range(len(index))]
     for number, captions in listed:
         try:

@@ -131,8 +131,7 @@ class Checkpoints(Checkpoint):
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ValueError(f"Checkpoints: monitor={self.monitor!r} is not among the metrics: {known}")
         score = math.nan if value is None else float(value)
-        better = self.best is None or (score < self.best[0] if self.mode == "min" else score > self.best[0])
-        if score != score or not better:
+        if score != score or (self.best is not None and (score >= self.best[0] if self.mode == "min" else score <= self.best[0])):
             return False
         before, self.best = self.best, (score, self._name(trainer))
         if not self.save(trainer, again=True):
@@ -177,10 +176,8 @@ class Checkpoints(Checkpoint):
         events.note(trainer, "checkpoint_failed", reason=reason, in_a_row=self.failures)
         rank_zero_warn(f"checkpoint not saved ({self.failures} of {self.max_failures} failures allowed): {reason}")
         if self.failures >= self.max_failures:
-            raise CheckpointError(
-                f"{self.failures} saves in a row failed, the last with: {reason}; make room there, or choose another place by "
-                "--checkpoints.directory, and continue with --ckpt_path last"
-            )
+            remedy = "make room there, or choose another place by --checkpoints.directory, and continue with --ckpt_path last"
+            raise CheckpointError(f"{self.failures} saves in a row failed, the last with: {reason}; {remedy}")
 
     def _finish(self, trainer: pl.Trainer, path: Path) -> str:
         """What is to be done with a file just written, on rank 0; why it does not count, or ''."""

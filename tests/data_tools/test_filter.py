@@ -80,6 +80,14 @@ def test_that_nothing_is_kept_is_said(tmp_path, sets, capsys):
     assert capsys.readouterr().err == f"filter: nothing was kept: {out} has no shard\n"
 
 
+def test_a_field_of_captions_among_the_conditions_of_samples_is_said(tmp_path, sets, capsys):
+    command = ["data", "filter", str(sets["web"][0].parent), "--workers", "1", "--quiet", "--captions", "words > 1"]
+    assert data([*command, "--out", str(tmp_path / "fine"), "--where", "captions > 0"]) == 0
+    assert "field" not in capsys.readouterr().err
+    assert data([*command, "--out", str(tmp_path / "out"), "--where", "words > 3"]) == 0
+    assert "'words' is a field of captions: no comparison of --where with it holds; ask by --captions" in capsys.readouterr().err
+
+
 def test_conditions_with_an_account(tmp_path, sets):
     steps = load("datacomp-basic")
     report = filter_shards(sets, tmp_path / "out", steps, engine=LOCAL)
