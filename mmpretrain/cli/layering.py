@@ -10,19 +10,21 @@ Each file of a chain is applied once, where it is first named. Imports nothing h
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from mmpretrain.cli.errors import UserError, nearest
+from mmpretrain.cli.errors import UserError
 
 CHECKPOINT = "the checkpoint"  # where a key comes from that only the layer below sets
 WHOLE = frozenset({"model.objectives", "data.train", "data.val", "trainer.logger", "trainer.callbacks"})
 SYSTEM = "model.system"
+_NEAR = 3  # most names of files that are like a wrong one
 
 
 class Layers(NamedTuple):
@@ -77,7 +79,7 @@ def find(name: str, beside: Path | None = None) -> Path:
     """The file for ``name``: beside the file that names it, then on disk, then shipped. ``.yaml`` may be left out.
 
     Raises:
-        UserError: no such file; names the nearest shipped one.
+        UserError: no such file; names the nearest shipped ones.
     """
     for spelling in (name, f"{name}.yaml"):
         places = ([beside / spelling] if beside else []) + [Path(spelling).expanduser(), shipped() / spelling]
@@ -85,10 +87,16 @@ def find(name: str, beside: Path | None = None) -> Path:
             if path.is_file():
                 return path.resolve()
     where = f" (named by 'defaults' of a file in {beside})" if beside else ""
-    known = names()
-    guess = nearest(name, known) or nearest(f"{name}.yaml", known)
-    recipes = ", ".join(known_name for known_name in known if "/" not in known_name)
-    raise UserError(f"there is no file '{name}'{where}, neither here nor among the shipped recipes ({recipes}).{guess}")
+    folder = Path(name).expanduser()
+    if (folder / "config.yaml").is_file():
+        more = f", or give --ckpt_path {name} to go on with it" if (folder / "checkpoints").is_dir() else ""
+        raise UserError(f"{name}: the folder of a run, not a file; name its configuration {folder / 'config.yaml'}{more}")
+    if folder.is_dir():
+        raise UserError(f"{name}: a folder, not a file of configuration")
+    stems = [known.removesuffix(".yaml") for known in names()]
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), stems, n=_NEAR, cutoff=0.6)
+    guess = " Did you mean " + " or ".join(f"'{stem}.yaml'" for stem in near) + "?" if near else ""
+    raise UserError(f"there is no file '{name}'{where}, neither here nor a shipped one.{guess} mmpretrain systems lists the recipes")
 
 
 def parsed(text: str) -> Any:
@@ -169,6 +177,15 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def _set(origin: Mapping[str, str], keys: Sequence[str], path: str) -> dict[str, str]:
+    """``origin`` after a file has set ``keys``: what they replaced came from nowhere."""
+    whole = [one for one in WHOLE if any(key.startswith(f"{one}.") for key in keys)]
+    whole += [SYSTEM] if f"{SYSTEM}.class_path" in keys else []
+    gone = tuple(f"{key}." for key in (*keys, *whole))
+    parents = {key[:place] for key in keys for place, sign in enumerate(key) if sign == "."}
+    return {key: file for key, file in origin.items() if not key.startswith(gone) and key not in parents} | dict.fromkeys(keys, path)
+
+
 def layer(requested: list[str], below: Mapping[str, Any] | None = None, rename: Callable[[str], str] = str) -> Layers:
     """Resolve the files of ``--config`` in order, over ``below`` (a checkpoint's configuration, say). ``rename``: what is read in the place
     of a file that ``defaults`` names."""
@@ -181,7 +198,7 @@ def layer(requested: list[str], below: Mapping[str, Any] | None = None, rename: 
                 continue
             files.append(path)
             config = merge(config, content)
-            origin.update(dict.fromkeys((key for key, _ in leaves(content)), str(path)))
+            origin = _set(origin, [key for key, _ in leaves(content)], str(path))
     return Layers(config, tuple(files), origin)
 
 

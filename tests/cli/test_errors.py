@@ -54,7 +54,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
         (["--data.batch_size.x", "3"], r"data.batch_size: .*int.*\{x: 3\}"),
         (["--data.image.mode", "vlit"], r"^data.image.mode \(on the command line\): .*vlit"),
         (["--config"], r"--config needs the name of a file"),
-        (["--config", "vlit.yaml"], r"there is no file 'vlit.yaml'.*Did you mean 'vilt.yaml'\?"),
+        (["--config", "vlit.yaml"], r"there is no file 'vlit.yaml'.*Did you mean 'vilt.yaml'"),
         (["--ckpt_path", "nothing.ckpt"], r"there is no checkpoint nothing.ckpt"),
         (["--ckpt_path", "last"], r"no run of vilt under .* has a checkpoint yet"),
         (["--data.train", "no/such/folder"], r"no/such/folder does not exist"),

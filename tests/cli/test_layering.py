@@ -28,6 +28,14 @@ def test_later_files_win_and_each_file_is_applied_once(tmp_path, monkeypatch):
     assert Path(found.origin["a.y"]).name == "recipe.yaml"
 
 
+def test_what_a_file_replaces_came_from_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "low.yaml", "a: {x: 1}\nb: 2\ndata: {val: {one: x}, train: y}\n")
+    write(tmp_path, "mine.yaml", "defaults: low.yaml\na: 2\nb: {y: 1}\ndata: {val: {two: x}}\n")
+    origin = {key: Path(file).name for key, file in layering.layer(["mine.yaml"]).origin.items()}
+    assert origin == {"a": "mine.yaml", "b.y": "mine.yaml", "data.val.two": "mine.yaml", "data.train": "low.yaml"}
+
+
 def test_objectives_are_replaced_whole():
     lower = {"model": {"objectives": {"mlm": {"class_path": "A"}, "itm": {"class_path": "B"}}, "seed": 1}}
     upper = {"model": {"objectives": {"mlm": {"class_path": "C"}}}}
@@ -107,6 +115,19 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, says):
         assert part in str(error.value)
 
 
-def test_a_missing_file_names_the_nearest_recipe():
-    with pytest.raises(UserError, match=r"no file 'vlit.yaml'.*Did you mean 'vilt.yaml'\?"):
+def test_a_missing_file_names_the_nearest_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no file 'vlit.yaml'.*Did you mean 'vilt.yaml' or 'vlbert.yaml'\? mmpretrain systems lists"):
         layering.find("vlit.yaml")
+    with pytest.raises(UserError, match=r"no file 'missing.yaml', neither here nor a shipped one. mmpretrain systems lists the recipes$"):
+        layering.find("missing.yaml")
+
+
+def test_a_folder_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "run/config.yaml", "")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"^run: the folder of a run.* run/config.yaml, or give --ckpt_path run to go on with it$"):
+        layering.find("run")
+    with pytest.raises(UserError, match=r"checkpoints: a folder, not a file of configuration$"):
+        layering.find("run/checkpoints")
