@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from mmpretrain.cli.commands import OneLine
 from mmpretrain.cli.layering import layer, names, shipped
 
+WIDE = 1000  # characters, more than the table has
 FIELDS = ("system", "paper", "command", "parameters", "expected", "proof")
 
 
@@ -91,5 +93,8 @@ def run(argv: list[str]) -> int:
     table = Table("system", "recipe", "objectives", "parameters", "proved against", box=None, pad_edge=False)
     for r in recipes():
         table.add_row(r.system, r.recipe, ", ".join(r.objectives), f"{r.parameters:,}", r.proof)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=WIDE)  # a pipe or a file has no width to fit into
+    console.print(table)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -77,7 +78,16 @@ def test_systems_lists_recipes_with_what_they_were_proved_against():
     assert found["vilt.yaml"]["objectives"] == ["mlm", "itm", "wpa"]
     for row in found.values():
         assert row["parameters"] > 0 and row["proof"] and row["command"].startswith("mmpretrain fit")
-    assert command("systems").returncode == 0
+
+
+def test_systems_has_one_line_for_each_recipe_where_there_is_no_terminal():
+    wide = {name: value for name, value in os.environ.items() if name != "COLUMNS"}  # given, since readline sets it for children
+    names = [row["recipe"] for row in json.loads(command("systems", "--json").stdout)]
+    done = command("systems", env=wide)
+    _, *lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == len(names)
+    assert all(f" {name} " in line for name, line in zip(names, lines, strict=True))
+    assert max(map(len, command("systems", env={**wide, "COLUMNS": "80"}).stdout.splitlines())) <= 80
 
 
 def fake_distribution(folder, name: str, version: str) -> None:
