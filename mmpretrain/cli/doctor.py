@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,27 +206,40 @@ def check_versions() -> list[Finding]:
     return findings or [Finding("ok", "requirements", "every required package is there and new enough")]
 
 
-def examine() -> list[Finding]:
-    """All findings, in the order shown."""
-    python = Finding("ok", "python", sys.version.split()[0])
-    places = [*check_memory(), *check_disk(), *check_cache()]
-    return [python, *check_clash(), *check_versions(), *check_torch(probe()), *places, *check_wandb()]
+def examine(begin: Callable[[str], None] = lambda what: None) -> Iterator[Finding]:
+    """All findings, in the order shown, each as soon as it is known. ``begin`` is told what is looked at next."""
+    yield Finding("ok", "python", sys.version.split()[0])
+    begin("the installation")
+    yield from check_clash()
+    yield from check_versions()
+    begin("torch")
+    yield from check_torch(probe())
+    begin("memory and disk")
+    yield from check_memory()
+    yield from check_disk()
+    yield from check_cache()
+    yield from check_wandb()
 
 
 def run(argv: list[str]) -> int:
     parser = OneLine(prog="mmpretrain doctor", description="Check this machine and this installation, with remedies.")
     parser.add_argument("--json", action="store_true", help="as JSON, one object a finding")
     options = parser.parse_args(argv[1:])
-    findings = examine()
     if options.json:
+        findings = list(examine())
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        from rich.console import Console
+        return _code(findings)
+    from rich.console import Console
+    from rich.text import Text
 
-        console = Console(highlight=False)
-        for f in findings:
-            console.print(f"[{LEVELS[f.level]}]{f.level:>5}[/]  [bold]{f.subject}[/]: ", end="")
-            console.print(f.text, markup=False)
-            if f.remedy:
-                console.print(f"       remedy: {f.remedy}", markup=False)
-    return 1 if any(f.level == "fail" for f in findings) else 0
+    console, findings = Console(highlight=False), []
+    with console.status("checking") as status:  # at a terminal alone; the console flushes each line
+        for found in examine(lambda what: status.update(f"checking {what}")):
+            findings.append(found)
+            line = Text.assemble((f"{found.level:>5}", LEVELS[found.level]), "  ", (found.subject, "bold"), f": {found.text}")
+            console.print(line.append(f"\n       remedy: {found.remedy}" if found.remedy else ""), soft_wrap=True)
+    return _code(findings)
+
+
+def _code(findings: Iterable[Finding]) -> int:
+    return 1 if any(found.level == "fail" for found in findings) else 0

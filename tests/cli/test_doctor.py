@@ -68,6 +68,19 @@ def test_a_sound_machine(sound: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert only(findings, "accelerator").text == "none: training runs on the CPU with 2 threads"
 
 
+def test_each_line_is_shown_as_soon_as_it_is_known(sound: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[str] = []
+
+    def probe() -> dict[str, Any]:
+        seen.append(capsys.readouterr().out)
+        return FINE
+
+    sound.setattr(doctor, "probe", probe)
+    assert main(["doctor"]) == 0
+    assert seen[0].startswith("   ok  python: 3.") and seen[0].count("   ok  part: sound\n") == 2
+    assert capsys.readouterr().out.startswith("   ok  torch: ")
+
+
 @pytest.mark.parametrize("level, code", [("note", 0), ("warn", 0), ("fail", 1)])
 def test_what_must_be_mended_decides_the_exit_code(sound, capsys: pytest.CaptureFixture[str], level: str, code: int) -> None:
     sound.setattr(doctor, "check_disk", lambda: [Finding(level, "TMPDIR", "[bold]/x[/] cannot be written", "set it elsewhere")])
