@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,22 +78,25 @@ def run_all(jobs: Sequence[Job]) -> dict[str, str]:
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, failed = Console(stderr=True), {}
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("runs"))
     clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[doing]}", style="cyan", markup=False))
     with Progress(*columns, *clock, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("compare", total=len(jobs), doing="")
         for number, job in enumerate(jobs, 1):
             tell = lambda text, job=job: progress.update(task, doing=f"{job.name}: {text}")
-            begin = time.monotonic()
+            begin, name = time.monotonic(), f"run {number} of {len(jobs)}: {job.name}"
             if finished(job):
                 why, what = None, "finished before"
             else:
+                if not console.is_terminal:
+                    say(f"{name}, begun; it writes to {job.folder / LOG}")
                 why = _run(job, tell)
                 what = f"{time.monotonic() - begin:.0f} s" if why is None else f"failed: {why}"
             if why is not None:
                 failed[job.name] = why
             progress.advance(task)
-            console.print(f"run {number} of {len(jobs)}: {job.name}, {what}", highlight=False, soft_wrap=True, markup=False)
+            say(f"{name}, {what}")
     signal.signal(signal.SIGTERM, before)
     return failed
 

@@ -148,6 +148,17 @@ def test_a_folder_of_other_options_is_refused(recipes: list[str], tmp_path: Path
     assert not job.folder.exists()
 
 
+def test_each_run_says_when_it_begins_where_there_is_no_terminal(recipes: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    known, typed = options(*recipes, "--out", str(tmp_path / "out"))
+    jobs, _ = compare._jobs(known, typed)
+    said: list[str] = []
+    monkeypatch.setattr(compare_run, "_run", lambda job, tell: said.append(capsys.readouterr().err))
+    monkeypatch.setattr(compare_run, "finished", lambda job: job.recipe.label == "two")
+    assert compare_run.run_all(jobs) == {}
+    assert said == [f"run 1 of 2: one, seed 0, begun; it writes to {jobs[0].folder / 'log.txt'}\n"]
+    assert capsys.readouterr().err == "run 1 of 2: one, seed 0, 0 s\nrun 2 of 2: two, seed 0, finished before\n"
+
+
 def test_curves_are_means_over_seeds(recipes: list[str], tmp_path: Path) -> None:
     known, typed = options(*recipes, "--seeds", "0,1", "--out", str(tmp_path / "out"))
     jobs, _ = compare._jobs(known, typed)
