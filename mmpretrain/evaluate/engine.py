@@ -151,11 +151,19 @@ class Engine:
         """A text as it is told of an image; here the text itself."""
         return tokens
 
-    def match(self, images: Sequence[Tensor | Visual], tokens: Sequence[Tokens], image_P: np.ndarray, text_P: np.ndarray) -> Tensor:
+    def match(
+        self,
+        images: Sequence[Tensor | Visual],
+        tokens: Sequence[Tokens],
+        image_P: np.ndarray,
+        text_P: np.ndarray,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """Log-odds of "image ``image_P[p]`` matches text ``text_P[p]``" by the matching head of a fusion model: float32 (P,).
 
         Images are transformed pictures, or whatever samples show, made once, by the caller. Texts are told of the image of their pair: with
-        its tags, where the run tells them. Pairs are sorted by size, so that almost every batch is rectangular.
+        its tags, where the run tells them. Pairs are sorted by size, so that almost every batch is rectangular. ``progress`` is called with
+        (pairs done, pairs) after each batch.
         """
         head = self.objective("fused", "score")
         if head is None:
@@ -171,7 +179,7 @@ class Engine:
             return objectives[name].score(hidden)
 
         kind = "pooled" if "pooled" in self.model.spec.kinds else self.kind  # matching heads read the pooled state
-        parts = []
+        parts, done = [], 0
         for part in cut(order, cost):
             batch = Batch(
                 keys=("",) * len(part),
@@ -180,6 +188,9 @@ class Engine:
                 **self.visuals([seen[image_P[p]] for p in part]),
             )
             parts.append(self.forward(batch, read, kind))
+            done += len(part)
+            if progress is not None:
+                progress(done, len(order))
         return self._gather(parts, width=())[np.argsort(order)]
 
     def text(self, tokens: Sequence[Tokens]) -> Text:
@@ -278,6 +289,8 @@ def _vectors(hidden: Paired | Fused, text: bool) -> Tensor:
     device, layout = states.x_ND.device, states.layout
     if text or hidden.image_prefix:
         return states.x_ND.index_select(0, layout.first_B(device))
+    if hidden.image_suffix:
+        return states.x_ND.index_select(0, layout.last_B(device))
     total_BD = states.x_ND.new_zeros(layout.size, states.x_ND.shape[1]).index_add(0, layout.sample_N(device), states.x_ND)
     return total_BD / torch.tensor(layout.lengths, dtype=total_BD.dtype, device=device)[:, None]
 

@@ -79,4 +79,4 @@ class LXMERT(nn.Module):
         if image_ND is None:
             return Fused(None, None, self.pooler(text_ND))
         text, image = Ragged(text_ND, text.layout), Ragged(image_ND, image.layout)
-        return Fused(text, image, self.pooler(firsts(text)), prefix)
+        return Fused(text, image, self.pooler(firsts(text)), prefix, image_suffix=self.regions.suffix)

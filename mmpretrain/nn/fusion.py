@@ -33,6 +33,7 @@ def fuse(
     image_prefix: int,
     image_first: bool = False,
     mask: Tensor | None = None,
+    image_suffix: int = 0,
 ) -> Fused:
     """States of ``[text; image]``, and the pooled state of the text's first token ([CLS]).
 
@@ -42,6 +43,7 @@ def fuse(
         image_prefix: tokens of the image before its first region or patch.
         image_first: ``[image; text]`` instead.
         mask: which joint token may look at which, see ``Transformer.forward``.
+        image_suffix: tokens of the image behind its last region.
     """
     if text is None or image is None:
         joint = image if text is None else text
@@ -63,7 +65,9 @@ def fuse(
         text = Ragged(x_ND if text_rows is None else x_ND.index_select(0, text_rows), text.layout)
     if image is not None:
         image = Ragged(x_ND if image_rows is None else x_ND.index_select(0, image_rows), image.layout)
-    return Fused(text, image, pooled_BD, image_prefix if image is not None else 0)
+    if image is None:
+        return Fused(text, image, pooled_BD)
+    return Fused(text, image, pooled_BD, image_prefix, image_suffix=image_suffix)
 
 
 class SingleStream(nn.Module):
@@ -133,4 +137,4 @@ class SingleStream(nn.Module):
         text, regions, prefix = self.embed(batch)
         if text is None and regions is None:
             raise ValueError(f"{name} needs a batch with text, regions or both")
-        return fuse(self.transformer, self.pooler, text, regions, kind, prefix)
+        return fuse(self.transformer, self.pooler, text, regions, kind, prefix, image_suffix=self.regions.suffix)

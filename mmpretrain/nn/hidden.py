@@ -14,10 +14,11 @@ class Fused(NamedTuple):
     """States after fusion. A modality that the batch lacks is None."""
 
     text: Ragged | None  # after the final norm, first token of each sample is [CLS]
-    image: Ragged | None  # patches or regions after the final norm; the first ``image_prefix`` tokens of each sample are neither
+    image: Ragged | None  # patches or regions after the final norm; the first ``image_prefix`` and the last ``image_suffix`` are neither
     pooled_BD: Tensor | None  # what image-text matching reads
     image_prefix: int = 0
     aux: Mapping[str, Tensor] = {}  # extra losses a model part produces (router losses and the like)
+    image_suffix: int = 0
 
 
 class Paired(NamedTuple):

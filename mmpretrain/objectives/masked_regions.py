@@ -138,11 +138,11 @@ class RegionObjective(Objective):
         Raises:
             ValueError: the model did not return one state for every region.
         """
-        layout, prefix = Layout(regions.lengths), hidden.image_prefix
-        if hidden.image is None or hidden.image.layout.lengths != tuple(n + prefix for n in layout.lengths):
+        layout, prefix, suffix = Layout(regions.lengths), hidden.image_prefix, hidden.image_suffix
+        if hidden.image is None or hidden.image.layout.lengths != tuple(prefix + n + suffix for n in layout.lengths):
             raise ValueError(f"{self.name}: the model must return one state for every region of the batch")
         sample_R = layout.sample_N(rows_R.device).index_select(0, rows_R)
-        return hidden.image.x_ND.index_select(0, rows_R + prefix * (sample_R + 1))
+        return hidden.image.x_ND.index_select(0, rows_R + prefix * (sample_R + 1) + suffix * sample_R)
 
     def predicted(self, hidden: Fused, batch: Batch) -> Tensor:
         """What the head says of the regions in the loss, (R, outputs)."""

@@ -63,10 +63,11 @@ class WPA(Objective):
             raise ValueError(f"{self.name}: needs text and image states; name the sources that have both in `sources`")
         ends = 0 if self.special else 1
         words = Layout(tuple(max(n - 2 * ends, 0) for n in hidden.text.layout.lengths))
-        patches = Layout(tuple(max(n - hidden.image_prefix, 0) for n in hidden.image.layout.lengths))
+        others = hidden.image_prefix + hidden.image_suffix
+        patches = Layout(tuple(max(n - others, 0) for n in hidden.image.layout.lengths))
         device = hidden.text.x_ND.device
         text_BTD = F.normalize(wide(hidden.text.pad()[:, ends : ends + words.max_len]), dim=-1)
-        image_BVD = F.normalize(wide(hidden.image.pad()[:, hidden.image_prefix :]), dim=-1)
+        image_BVD = F.normalize(wide(hidden.image.pad()[:, hidden.image_prefix :][:, : patches.max_len]), dim=-1)
         cost_BTV = 1 - torch.bmm(text_BTD, image_BVD.transpose(1, 2))
         plan_BTV = ipot(cost_BTV.detach(), words.mask_BL(device), patches.mask_BL(device), self.beta, self.iterations)
         return cost_BTV, plan_BTV, words, patches
@@ -88,8 +89,8 @@ class WPA(Objective):
 
     @torch.no_grad()
     def plan(self, hidden: Fused) -> list[Tensor]:
-        """The plan of each sample: (words, patches) without [CLS], [SEP] and the image prefix, in fp32; sums to 1 (with ``special``, to the
-        share of the words). For heat maps."""
+        """The plan of each sample: (words, patches) without [CLS], [SEP] and the image's prefix and suffix, in fp32; sums to 1 (with
+        ``special``, to the share of the words). For heat maps."""
         if hidden.text is None:
             raise ValueError(f"{self.name}: needs text and image states")
         with full_precision(hidden.text.x_ND.device):

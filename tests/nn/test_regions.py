@@ -103,6 +103,41 @@ def test_the_whole_picture_comes_first(count: str) -> None:
         torch.testing.assert_close(got.x_ND[start + 1 : start + 1 + length], alone.x_ND[rows], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("source", ["mean", "given"])
+@pytest.mark.parametrize("options", [options for _, options, _ in CASES])
+def test_last_is_first_in_another_order(source: str, options: dict[str, Any]) -> None:
+    module = shake(RegionEmbedder(WIDTH, FEATURES, global_feature="first", global_from=source, **options))
+    whole_BF = torch.randn(len(LENGTHS), FEATURES, generator=torch.Generator().manual_seed(8))
+    regions = region_batch(LENGTHS, seed=2)._replace(global_BF=whole_BF)
+    (first, before), behind = module(regions), module.suffix
+    assert (before, behind) == (1, 0)
+    module.global_feature = "last"
+    last, before = module(regions)
+    assert (before, module.suffix) == (0, 1) and last.layout.lengths == first.layout.lengths == tuple(n + 1 for n in LENGTHS)
+    moved = torch.cat([first.x_ND[i:j].roll(-1, 0) for i, j in zip(first.layout.starts[:-1], first.layout.starts[1:], strict=True)])
+    torch.testing.assert_close(last.x_ND, moved, atol=1e-6, rtol=0)
+
+
+def test_the_given_feature_of_the_whole_picture() -> None:
+    """It is embedded as that of a region 0, 0, 1, 1, 1, whatever was masked; where there is none, that is said."""
+    module = shake(RegionEmbedder(WIDTH, FEATURES, global_feature="first", global_from="given"))
+    regions = region_batch(LENGTHS, seed=2)._replace(global_BF=None)
+    whole_BF = torch.randn(len(LENGTHS), FEATURES, generator=torch.Generator().manual_seed(8))
+    removed = torch.ones(sum(LENGTHS), dtype=torch.bool)
+    masked = regions._replace(features_NF=0 * regions.features_NF, removed_N=removed, chosen_N=removed, global_BF=whole_BF)
+    for shown in (regions._replace(global_BF=whole_BF), masked):
+        got = module(shown)[0]
+        for i, start in enumerate(got.layout.starts[:-1]):
+            whole = sums(module, whole_BF[i], torch.tensor([0.0, 0, 1, 1, 1]), torch.zeros(WIDTH))
+            torch.testing.assert_close(got.x_ND[int(start)], whole, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"no feature of the whole picture \(global_feature of KEY.regions.npz\).*set global_from: mean"):
+        module(regions)
+    with pytest.raises(ValueError, match="has 3 values, those of the regions 12"):
+        module(regions._replace(global_BF=whole_BF[:, :3]))
+    module.global_from = "mean"  # what is given is not read
+    assert torch.equal(module(regions._replace(global_BF=whole_BF))[0].x_ND, module(regions)[0].x_ND)
+
+
 def test_counts_of_the_mean_differ_and_need_no_masker() -> None:
     regions = region_batch((6, 4), seed=5)
     plain = with_global(regions).features_NF
@@ -129,7 +164,7 @@ def test_removed_features_get_the_mask_embedding_and_nothing_else_does() -> None
     assert module.mask_embedding.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("policy", ["none", "first"])
+@pytest.mark.parametrize("policy", ["none", "first", "last"])
 def test_deltas_are_added_to_the_features_before_anything_is(policy: str) -> None:
     module = shake(RegionEmbedder(WIDTH, FEATURES, mask_embedding=True, global_feature=policy))
     regions = region_batch(LENGTHS)._replace(removed_N=torch.arange(sum(LENGTHS)) % 2 == 0)
@@ -170,8 +205,11 @@ def test_born_on_meta_and_reset() -> None:
 def test_mistakes_are_named() -> None:
     for options, message in (
         ({"combine": "product"}, "combine"),
-        ({"global_feature": "last"}, "global_feature"),
+        ({"global_feature": "middle"}, "global_feature"),
         ({"global_count": "some"}, "global_count"),
+        ({"global_from": "cls", "global_feature": "last"}, "global_from"),
+        ({"global_from": "given"}, "global_from=given needs global_feature first or last"),
+        ({"global_from": "given", "global_feature": "last", "global_count": "kept"}, "global_count all"),
         ({"box": "polar"}, "box code"),
         ({"box": "none", "combine": "concat"}, "needs a box code"),
         ({"combine": "concat", "branch_eps": 1e-12}, "its norm is norm_eps"),
