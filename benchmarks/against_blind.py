@@ -9,8 +9,9 @@
     trainer: {max_steps: 600, val_check_interval: 300}
     model: {transforms: [{class_path: mmpretrain.methods.blind.Blind}], optimizer: {kind: adamw, lr: 0.03}}
 
-Every hidden state is then zero, so that heads learn frequencies, majorities and means. Of every system and objective the last validation of the first set is shown: accuracies in percent where the objective has them, else its loss, and of LXMERT's objects the loss of
-the features too.
+Every hidden state is then zero, so that heads learn frequencies, majorities and means. Of every system and objective the last
+validation of the first set is shown: accuracies in percent where the objective has them, else its loss, and of LXMERT's objects the
+loss of the features too.
 """
 
 from __future__ import annotations
