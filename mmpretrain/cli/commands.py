@@ -114,6 +114,7 @@ def evaluate(argv: list[str]) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 
+    from mmpretrain.cli.watching import watch
     from mmpretrain.evaluate import suite, zeroshot
     from mmpretrain.evaluate.result import rows
 
@@ -122,7 +123,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     classes = None if options.classes is None else zeroshot.Classes(_lines(options.classes), options.label)
     templates = zeroshot.TEMPLATES if options.templates is None else _lines(options.templates)
     sets, only = named_sets(options.data, pretrained), options.only or MEASUREMENTS
-    results = suite.evaluate(pretrained, sets, only, limits, templates, classes)
+    with watch() as progress:
+        results = suite.evaluate(pretrained, sets, only, limits, templates, classes, progress)
     if classes is not None and "zeroshot" in only and not any(result.name.startswith("zeroshot/") for result in results):
         raise UserError(f"no sample has the key {options.label!r} in its KEY.json: name the right one with --label")
     suite.show(results)

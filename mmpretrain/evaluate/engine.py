@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmpretrain.evaluate.batching import as_visual, cut, size_of
 from mmpretrain.evaluate.result import precision_of
 from mmpretrain.nn.hidden import Fused, Paired
 from mmpretrain.nn.ragged import Ragged
@@ -17,8 +18,6 @@ from mmpretrain.types import Batch, Collate, Pixels, RegionBatch, Regions, Text,
 
 T = TypeVar("T")
 Runner = Callable[[Callable[[nn.Module, Mapping[str, Any]], Any]], Any]
-
-TOKENS_PER_BATCH = 16384  # packed tokens of one forward, image patches included
 
 
 class Engine:
@@ -127,7 +126,7 @@ class Engine:
         """
         self.check_alone()
         seen = [as_visual(image) for image in images]
-        order = sorted(range(len(seen)), key=lambda i: _size(seen[i]))
+        order = sorted(range(len(seen)), key=lambda i: size_of(seen[i]))
         parts = [
             self._encode(Batch(keys=("",) * len(part), draw_keys_B=self._draws(len(part)), **self.visuals([seen[i] for i in part])))
             for part in cut(order, [self.visual_tokens(seen[i]) for i in order])
@@ -170,7 +169,7 @@ class Engine:
             raise ValueError("this checkpoint has no matching head (objective ITM), so a fusion model cannot score pairs")
         seen = [as_visual(image) for image in images]
         told_P = [self.told(tokens[t], seen[i]) for i, t in zip(image_P, text_P, strict=True)]
-        size_P = [_size(seen[i], len(told.ids)) for i, told in zip(image_P, told_P, strict=True)]
+        size_P = [size_of(seen[i], len(told.ids)) for i, told in zip(image_P, told_P, strict=True)]
         order = sorted(range(len(size_P)), key=size_P.__getitem__)
         cost = [self.visual_tokens(seen[image_P[p]]) + len(told_P[p].ids) for p in order]
         name = next(name for name in self.objectives if self.objectives[name] is head)
@@ -269,17 +268,6 @@ class Engine:
         return torch.zeros(0, *((self.model.spec.embed_dim or self.model.spec.width,) if width is None else width))
 
 
-def as_visual(image: Tensor | Visual) -> Visual:
-    """What a sample shows; a transformed picture alone is that of a sample without regions."""
-    return image if isinstance(image, Visual) else Visual(image)
-
-
-def _size(visual: Visual, text: int = 0) -> tuple[int, ...]:
-    """By what inputs are sorted, so that neighbours are alike: sides of the picture, tokens of text and regions, regions alone."""
-    regions = 0 if visual.regions is None else len(visual.regions.boxes)
-    return (*(() if visual.image is None else visual.image.shape), text + regions, regions)
-
-
 def _vectors(hidden: Paired | Fused, text: bool) -> Tensor:
     """One vector per sample of the modality that was given: the state of the token that stands for all of it, or, of an image without such
     a token, the mean."""
@@ -293,15 +281,3 @@ def _vectors(hidden: Paired | Fused, text: bool) -> Tensor:
         return states.x_ND.index_select(0, layout.last_B(device))
     total_BD = states.x_ND.new_zeros(layout.size, states.x_ND.shape[1]).index_add(0, layout.sample_N(device), states.x_ND)
     return total_BD / torch.tensor(layout.lengths, dtype=total_BD.dtype, device=device)[:, None]
-
-
-def cut(order: Sequence[T], cost: Sequence[int], budget: int = TOKENS_PER_BATCH) -> Iterator[Sequence[T]]:
-    """Consecutive groups whose padded cost (group size times largest) stays within the budget; a group has at least one item."""
-    start, largest = 0, 0
-    for i, item in enumerate(cost):
-        largest = max(largest, item)
-        if i > start and largest * (i - start + 1) > budget:
-            yield order[start:i]
-            start, largest = i, item
-    if start < len(order):
-        yield order[start:]

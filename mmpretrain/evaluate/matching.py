@@ -17,7 +17,7 @@ import torch
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import tie_tolerance
-from mmpretrain.evaluate.samples import EvalSet, chosen, visual
+from mmpretrain.evaluate.samples import EvalSet, Progress, chosen, onward, visual
 from mmpretrain.random import key_of, stream
 from mmpretrain.types import Sample, Visual
 
@@ -43,13 +43,14 @@ class _Pairs(NamedTuple):
         self.kind.append(kind)
 
 
-def matching(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000) -> list[Result]:
+def matching(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000, progress: Progress | None = None) -> list[Result]:
     """Accuracy on random negatives, on minimal edits (all and by kind), and on labelled statements, as far as the data have them.
 
     Args:
         pretrained: a dual encoder or a fusion model with a matching head.
         data: samples with what the model is shown; captions and ``meta["edits"]``, or statements.
         limit: at most so many samples, evenly spread over the set; None for all.
+        progress: called with (done, total) pairs.
 
     Returns:
         an empty list when no sample has captions or statements.
@@ -61,7 +62,7 @@ def matching(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000) ->
     texts = [text for p in pairs.values() for text in (*p.true, *p.false)] + [text for _, text, _ in told]
     if not texts:
         return []
-    found, results, start = scores(pretrained, samples, image_P, texts), [], 0
+    found, results, start = scores(pretrained, samples, image_P, texts, progress), [], 0
     for name, p in pairs.items():
         true, false = np.split(found[start : start + 2 * len(p.image)], 2)
         start += 2 * len(p.image)
@@ -102,14 +103,16 @@ def edit_pairs(samples: Sequence[Sample]) -> _Pairs:
     return pairs
 
 
-def scores(pretrained: Pretrained, samples: Sequence[Sample], images: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+def scores(
+    pretrained: Pretrained, samples: Sequence[Sample], images: Sequence[int], texts: Sequence[str], progress: Progress | None = None
+) -> np.ndarray:
     """Cosines or log-odds of text p with the image of sample ``images[p]``: float64 (P,), NaN where it cannot be decoded.
 
     Each image is decoded once, and only a part of them is held at a time.
     """
     tokens, image_P = pretrained.tokenize(list(texts)), np.asarray(images, dtype=np.int64)
     found = np.full(len(tokens), np.nan)
-    text_PE = pretrained.encode_tokens(tokens) if pretrained.dual else None
+    text_PE, done = pretrained.encode_tokens(tokens) if pretrained.dual else None, 0
     for start in range(0, len(samples), IMAGES):
         inside = np.flatnonzero((image_P >= start) & (image_P < start + IMAGES))
         needed: dict[int, Visual | None] = {int(i): visual(pretrained, samples[i]) for i in np.unique(image_P[inside])}
@@ -121,8 +124,12 @@ def scores(pretrained: Pretrained, samples: Sequence[Sample], images: Sequence[i
         rows = np.array([slot[int(i)] for i in image_P[inside]])
         if text_PE is not None:
             part = (pretrained.encode_pixels(visuals)[rows] * text_PE[inside]).sum(dim=1)
+            if progress is not None:
+                progress(done + len(inside), len(tokens))
         else:
-            part = pretrained.match(visuals, [tokens[p] for p in inside], rows, np.arange(len(inside)))
+            told = onward(progress, done, len(tokens))
+            part = pretrained.match(visuals, [tokens[p] for p in inside], rows, np.arange(len(inside)), told)
+        done += len(inside)
         if not bool(torch.isfinite(part).all()):
             raise ValueError("matching: the model gives scores that are not finite")
         found[inside] = part.double().numpy()

@@ -16,12 +16,12 @@ from torch import Tensor
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.ranking import Standing, chance_recall, standings
 from mmpretrain.evaluate.result import Result, Stamp
-from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, with_visuals
+from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, onward, with_visuals
 from mmpretrain.types import Sample, Tokens, Visual
 
 RECALLS = (1, 5, 10)
 BLOCK = 512  # images and texts of one block of cosines
-PAIRS = 16384  # pairs that a fusion model scores between two steps of progress
+PAIRS = 16384  # pairs that a fusion model is given at a time
 FUSION_LIMIT = 256  # images; a fusion model needs images x captions forwards
 FUSION_PAIRS = 65536  # pairs; beyond it a fusion model ranks fewer captions of each image, down to one
 
@@ -51,7 +51,7 @@ def retrieval(
         captions: at most so many captions of each image, the first ones; None: all for dual encoders, for fusion models as many as
             keep the number of pairs within 65,536. The protocol of the result says how many took part.
         recalls: the Ks.
-        progress: called with (done, total) images.
+        progress: called with (done, total) pairs.
 
     Raises:
         ValueError: no sample has what the model is shown and a caption, or the model cannot score pairs.
@@ -104,6 +104,7 @@ def tie_tolerance(pretrained: Pretrained) -> float:
 
 def _rank(pretrained: Pretrained, gallery: Gallery, progress: Callable[[int, int], None] | None) -> tuple[Standing, Standing]:
     images, texts = len(gallery.images), len(gallery.tokens)
+    total = images * texts + (0 if pretrained.dual else texts)
     if pretrained.dual:
         assert isinstance(gallery.images, Tensor)
         scores = _Cosines(gallery.images, pretrained.encode_tokens(gallery.tokens))
@@ -111,19 +112,20 @@ def _rank(pretrained: Pretrained, gallery: Gallery, progress: Callable[[int, int
         block: Callable[[slice], Tensor] = scores.block
     else:
         visuals = list(gallery.images)
-        own = pretrained.match(visuals, gallery.tokens, gallery.image_P, np.arange(texts))
+        own = pretrained.match(visuals, gallery.tokens, gallery.image_P, np.arange(texts), onward(progress, 0, total))
         rows = max(1, PAIRS // texts)
 
         def matched(part: slice) -> Tensor:
             image, text = np.divmod(np.arange((part.stop - part.start) * texts), texts)
-            return pretrained.match(visuals, gallery.tokens, image + part.start, text).view(-1, texts)
+            told = onward(progress, texts + part.start * texts, total)
+            return pretrained.match(visuals, gallery.tokens, image + part.start, text, told).view(-1, texts)
 
         block = matched
 
     def counted(part: slice) -> Tensor:
         result = block(part)
-        if progress is not None:
-            progress(part.stop, images)
+        if progress is not None and pretrained.dual:
+            progress(part.stop * texts, total)
         return result
 
     return standings(own, torch.from_numpy(gallery.image_P), images, counted, rows, tie_tolerance(pretrained))

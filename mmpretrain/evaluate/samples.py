@@ -22,6 +22,7 @@ from mmpretrain.evaluate.seeing import MAKE, TOKENS
 from mmpretrain.types import Regions, Sample, Visual
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]  # (done, total)
 _LOG = logging.getLogger("mmpretrain")
 
 
@@ -45,6 +46,33 @@ class Shards(Sequence):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         return self.reader.read_at(*self.reader.locate(index), self.images, self.regions, self.codes)
+
+
+class Counted(Sequence):
+    """Samples that tell, after each reading of one, how many were read so far of a ``total``."""
+
+    def __init__(self, samples: Sequence[Sample], total: int, progress: Progress) -> None:
+        self.samples, self.total, self.progress, self.read = samples, total, progress, 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        self.read = min(self.read + 1, self.total)
+        try:
+            return self.samples[index]
+        finally:
+            self.progress(self.read, self.total)
+
+
+def counted(data: EvalSet, limit: int | None, progress: Progress | None) -> EvalSet:
+    """The set, telling how many of the samples that ``choose`` gives have been read."""
+    return data if progress is None else data._replace(samples=Counted(data.samples, len(choose(len(data.samples), limit)), progress))
+
+
+def onward(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """``progress`` of all the work, for a part of it that ``before`` of ``total`` are done ahead of."""
+    return None if progress is None else lambda done, _: progress(before + done, total)
 
 
 def open_set(name: str, source: str | Sequence[str]) -> EvalSet:

@@ -13,7 +13,7 @@ from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.reconstruction import reconstruction
 from mmpretrain.evaluate.result import Result, shown
 from mmpretrain.evaluate.retrieval import FUSION_LIMIT, retrieval
-from mmpretrain.evaluate.samples import EvalSet, chosen, fitted, of_reader
+from mmpretrain.evaluate.samples import EvalSet, chosen, counted, fitted, of_reader
 from mmpretrain.evaluate.zeroshot import TEMPLATES, Classes, zeroshot
 from mmpretrain.types import Sample
 
@@ -70,7 +70,7 @@ def evaluate(
         limits: most samples of each.
         templates: prompts of zero-shot classification.
         classes: of zero-shot classification, for data that name one themselves.
-        progress: called with (what, done, total).
+        progress: called with (what, done, total): samples read, then pairs scored where there are pairs.
 
     Raises:
         ValueError: an unknown name in ``only``; the model reads regions, and a set has none, or those of another extractor.
@@ -83,23 +83,25 @@ def evaluate(
         data_set, captioned = fitted(model, found), lambda sample, model=model: model.shows(sample) and bool(sample.captions)
         ranked = model.dual or (model.can_match() and (limits.fusion_sets is None or place < limits.fusion_sets))
         if "retrieval" in only and ranked and any(True for _ in chosen(data_set, None, captioned)):
-            limit = limits.retrieval if model.dual or limits.retrieval is None else min(limits.retrieval, FUSION_LIMIT)
-            report = _named(progress, f"retrieval {data_set.name}")
-            results += retrieval(model, data_set, limit, limits.captions, progress=report)
+            limit = limits.retrieval if model.dual else min(limits.retrieval or FUSION_LIMIT, FUSION_LIMIT)
+            read, told = _read(data_set, limit, progress, "retrieval"), _named(progress, f"{data_set.name}: retrieval, pairs")
+            results += retrieval(model, read, limit, limits.captions, progress=told)
         if "matching" in only and model.can_match():
-            results += matching(model, data_set, limits.matching)
+            read, told = _read(data_set, limits.matching, progress, "matching"), _named(progress, f"{data_set.name}: matching, pairs")
+            results += matching(model, read, limits.matching, told)
         if "mlm" in only:
-            results += masked_accuracy(model, data_set, limits.mlm)
+            results += masked_accuracy(model, _read(data_set, limits.mlm, progress, "masked words"), limits.mlm)
         if "mim" in only:
-            results += masked_codes(model, data_set, limits.mim)
+            results += masked_codes(model, _read(data_set, limits.mim, progress, "masked patches"), limits.mim)
         if "reconstruction" in only:
-            results += reconstruction(model, data_set, limits.reconstruction)
+            results += reconstruction(model, _read(data_set, limits.reconstruction, progress, "reconstruction"), limits.reconstruction)
         if "likelihood" in only:
-            results += likelihood(model, data_set, limits.likelihood)
+            results += likelihood(model, _read(data_set, limits.likelihood, progress, "likelihood"), limits.likelihood)
         if "zeroshot" in only and classes is not None and ranked:
-            results += zeroshot(model, data_set, classes.names, classes.of, templates, limits.zeroshot)
+            limit = limits.zeroshot if model.dual else limits.zeroshot or FUSION_LIMIT
+            results += zeroshot(model, _read(data_set, limit, progress, "zero-shot"), classes.names, classes.of, templates, limit)
         elif "zeroshot" in only and model.dual:
-            results += _objects(model, data_set, limits.zeroshot, templates)
+            results += _objects(model, data_set, limits.zeroshot, templates, progress)
     return results
 
 
@@ -110,13 +112,14 @@ def sets_of(data: ShardData | Iterable[EvalSet]) -> list[EvalSet]:
     return [of_reader(name, data.val_reader(name)) for name in data.val_sources]
 
 
-def _objects(pretrained: Pretrained, data: EvalSet, limit: int | None, templates: Sequence[str]) -> list[Result]:
+def _objects(pretrained: Pretrained, data: EvalSet, limit: int | None, templates: Sequence[str], progress: Progress | None) -> list[Result]:
     """Which coloured shapes does a picture show? Any that it shows counts."""
     classes = sorted({name for sample in chosen(data, limit, pretrained.shows) for name in object_names(sample)})
     if len(classes) < 2:
         return []
     number = {name: i for i, name in enumerate(classes)}
-    return zeroshot(pretrained, data, classes, lambda sample: {number[name] for name in object_names(sample)}, templates, limit)
+    read, labels = _read(data, limit, progress, "zero-shot"), lambda sample: {number[name] for name in object_names(sample)}
+    return zeroshot(pretrained, read, classes, labels, templates, limit)
 
 
 def object_names(sample: Sample) -> set[str]:
@@ -128,6 +131,11 @@ def object_names(sample: Sample) -> set[str]:
 
 def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def _read(data: EvalSet, limit: int | None, progress: Progress | None, what: str) -> EvalSet:
+    """The set as a measurement reads it, telling of each sample."""
+    return counted(data, limit, _named(progress, f"{data.name}: {what}, samples"))
 
 
 def metrics(results: Iterable[Result], prefix: str = "val") -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.ranking import chance_recall, dense_standing
 from mmpretrain.evaluate.result import Result, Stamp
-from mmpretrain.evaluate.retrieval import tie_tolerance
+from mmpretrain.evaluate.retrieval import PAIRS, tie_tolerance
 from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, with_visuals
 from mmpretrain.types import Sample, Visual
 
@@ -128,7 +128,8 @@ def zeroshot(
     right: list[list[int]] = []
     parts: list[Tensor] = []
     scorer = class_scorer(pretrained, classes, templates)
-    for part in chunks(with_visuals(pretrained, wanted), 256):
+    size = 256 if pretrained.dual else min(256, max(1, PAIRS // (len(classes) * len(templates))))
+    for part in chunks(with_visuals(pretrained, wanted), size):
         right.extend(sorted(set(labels(sample))) for sample, _ in part)
         parts.append(scorer([visual for _, visual in part]))
     if not parts:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mmpretrain.cli import summary
 from mmpretrain.evaluate import suite
-from mmpretrain.evaluate.engine import cut
+from mmpretrain.evaluate.batching import cut
 from mmpretrain.evaluate.matching import edit_pairs, matching, random_pairs
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.retrieval import retrieval
@@ -45,6 +45,23 @@ def test_a_constant_model_scores_chance(fusion: bool) -> None:
     for result in retrieval(fakes.pretrained(fusion, constant=True), fakes.coloured(rounds=5)):
         if result.chance is not None:
             assert result.value == pytest.approx(result.chance, abs=1e-9), result.name
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_progress_ends_at_the_total_and_changes_nothing(fusion: bool) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+    report = lambda what, done, total: told.setdefault(what, []).append((done, total))
+    model, data = fakes.pretrained(fusion), fakes.coloured(rounds=8)
+    found = evaluate(model, [data], limits=Limits(matching=9), progress=report)
+    assert found == evaluate(model, [data], limits=Limits(matching=9))
+    size, parts = len(data.samples), ("retrieval, samples", "retrieval, pairs", "matching, samples", "matching, pairs")
+    assert [one for one in told if one.startswith("fake: ")][:4] == [f"fake: {part}" for part in parts] and len(told) >= 4
+    for steps in told.values():
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert steps[-1][0] == steps[-1][1] and len({total for _, total in steps}) == 1
+    assert told["fake: retrieval, samples"] == [(1 + i, size) for i in range(size)] and told["fake: matching, samples"][-1] == (9, 9)
+    texts = sum(len(sample.captions) for sample in data.samples)
+    assert told["fake: retrieval, pairs"][-1][1] == size * texts + (texts if fusion else 0)
 
 
 def test_stamp_says_what_was_measured() -> None:

@@ -191,7 +191,7 @@ def test_a_set_of_a_source_is_shown_as_that_source(tmp_path: Path, monkeypatch: 
     counts = {name: len(model.on(name).see(sample).regions.boxes) for name in ("few", "plain", "val")}
     assert counts == {"few": 1, "plain": 3, "val": 3} and len(model.see(sample).regions.boxes) == 3
     shown = []
-    monkeypatch.setattr(suite, "matching", lambda one, data, limit: shown.append((data.name, one.shown.regions.most)) or [])
+    monkeypatch.setattr(suite, "matching", lambda one, data, limit, _: shown.append((data.name, one.shown.regions.most)) or [])
     evaluate(model, [EvalSet(name, [sample], "f") for name in ("few", "val")], only=["matching"])
     assert shown == [("few", 1), ("val", 3)]
     for train in ({"few": {"sources": "x", "show": "boxes"}}, {"few": {"colour": 3}}):
