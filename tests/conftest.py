@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.shards import write_shards
@@ -23,6 +25,14 @@ def real_shards() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("MMPRETRAIN_REAL_SHARDS does not name the folder of the real shards")
     return Path(named)
+
+
+@pytest.fixture(autouse=True)
+def one_seed() -> None:
+    """Every test draws the same numbers, whatever ran before it in its process."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmpretrain.cli.watching import watch
 from mmpretrain.evaluate import suite
 from mmpretrain.evaluate.result import Result, rows, shown
 from mmpretrain.report.page import write_report
@@ -46,8 +47,8 @@ class Final(pl.Callback):
             return
         console = Console(stderr=True, quiet=not trainer.is_global_zero)
         try:
-            with console.status("evaluating the trained model"):
-                self.results = measure(trainer, pl_module, limits=LIMITS.at_most(self.samples))
+            with watch(console) as progress:
+                self.results = measure(trainer, pl_module, limits=LIMITS.at_most(self.samples), progress=progress)
         except KeyboardInterrupt:  # the training is saved; only this is cut short
             self.interrupted = True
             line = f"mmpretrain: the last evaluation was interrupted; mmpretrain evaluate {trainer.default_root_dir} makes up for it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mmpretrain.nn.blocks import Transformer
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.embed import TextEmbedder
 from mmpretrain.nn.fusion import SingleStream
 from mmpretrain.nn.layers import LayerNorm
@@ -48,7 +49,7 @@ class VisualBERT(SingleStream):
             if not isinstance(part.norm, nn.Identity):
                 raise ValueError(f"VisualBERT norms texts and regions together: set norm_eps of {name} to null")
         self.norm = LayerNorm(text.width, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.pooler.requires_grad_(not frozen_pooler)
 
     def embed(self, batch: Batch) -> tuple[Ragged | None, Ragged | None, int]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmpretrain.nn.dropout import dropout as drop
 from mmpretrain.nn.layers import Init, Linear
 from mmpretrain.nn.ragged import Layout
 
@@ -152,17 +153,19 @@ def dense(q_BHQK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, plan: Plan, causal: bo
             raise ValueError("attention with a bias of its scores is computed for all tokens")
         bias_BHLL = plan.bias_BHLL.to(q_BHQK.dtype)
         mask = bias_BHLL if mask is None else bias_BHLL.masked_fill(~mask, -torch.inf)
-    if plan.backend != "eager":
+    slow = dropout > 0 and q_BHQK.device.type == "cpu" and plan.bias_BHLL is None  # of the kernel, whose dropout is torch's
+    if plan.backend != "eager" and not slow:
         # right-padded and causal: a valid query sees valid keys only, and padded queries are dropped
         mask = None if causal else mask
         return F.scaled_dot_product_attention(q_BHQK, k_BHLK, v_BHLK, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     scores = (q_BHQK @ k_BHLK.transpose(-1, -2)) / math.sqrt(q_BHQK.shape[-1])
     if mask is not None:
-        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+        least = torch.finfo(scores.dtype).min  # and not -inf: a sample without keys reads zeros
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, least)
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
-    return F.dropout(scores.softmax(-1), dropout) @ v_BHLK if dropout else scores.softmax(-1) @ v_BHLK
+    return drop(scores.softmax(-1), dropout) @ v_BHLK if dropout else scores.softmax(-1) @ v_BHLK
 
 
 def _split(x_PF: Tensor, parts: tuple[Plan, ...]) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpretrain.nn.attention import BACKENDS, Attention, Plan, kernel_dtype, plan
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.layers import Init, LayerNorm, Linear, activation
 from mmpretrain.nn.ragged import Layout, Ragged
 
@@ -45,8 +46,8 @@ class MLP(nn.Module):
         self.act = activation(act)
         self.down = Linear(hidden, width, init=init_down)
         inner = dropout if act_dropout is None else act_dropout
-        self.act_dropout = nn.Dropout(inner) if inner else nn.Identity()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.act_dropout = Dropout(inner) if inner else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x_ND: Tensor) -> Tensor:
         return self.dropout(self.down(self.act_dropout(self.act(self.up(x_ND)))))
@@ -72,7 +73,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, inits[0], inits[1], rates.attention)
         self.norm2 = LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, act, rates.states, inits[2], inits[3], rates.activation)
-        self.dropout = nn.Dropout(rates.states) if rates.states else nn.Identity()
+        self.dropout = Dropout(rates.states) if rates.states else nn.Identity()
 
     def forward(self, x_ND: Tensor, plan: Plan, keep_B: Tensor | None = None) -> Tensor:
         """States (N, D) -> (N, D), or (B, D): only the rows ``keep_B``, one per sample, at the cost of those rows."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmpretrain.nn.attention import BACKENDS, Plan, dense, grid, kernel_dtype, plan
 from mmpretrain.nn.blocks import MLP, Block, Rates, block_inits
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.layers import Init, LayerNorm, Linear
 from mmpretrain.nn.ragged import Ragged
 
@@ -73,7 +74,7 @@ def _check(attention: str, heads: int, width: int) -> None:
 
 
 def _drop(rate: float) -> nn.Module:
-    return nn.Dropout(rate) if rate else nn.Identity()
+    return Dropout(rate) if rate else nn.Identity()
 
 
 class Side(nn.Module):

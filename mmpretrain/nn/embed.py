@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpretrain import random
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.grids import bilinear, cells, sincos, with_prefix
 from mmpretrain.nn.layers import Conv2d, Embedding, Init, LayerNorm, fill
 from mmpretrain.nn.ragged import Layout, Ragged
@@ -52,7 +53,7 @@ class TextEmbedder(nn.Module):
             if table is not None:
                 table.padding_idx = 0
         self.norm = LayerNorm(width, eps=norm_eps) if norm_eps is not None else nn.Identity()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
 
     def segment_row(self, row: int) -> Tensor:
         """A row of the segment table, (D,), which a model may give to tokens that are no words.
@@ -165,7 +166,7 @@ class PatchEmbedder(nn.Module):
         self.class_position = nn.Parameter(torch.empty(1, width)) if positions else None
         self.positions = nn.Parameter(torch.empty(grid * grid, width)) if positions else None
         self.mask_token = nn.Parameter(torch.empty(1, width)) if mask_token else None
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmpretrain import random
 from mmpretrain.nn.cnn import ResNet, by_size, cut
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.embed import sampled
 from mmpretrain.nn.layers import Conv2d, Init, Linear, fill
 from mmpretrain.nn.ragged import Layout, Ragged
@@ -53,7 +54,7 @@ class PixelEmbedder(nn.Module):
         self.on_map = projection == "conv3x3"
         self.projection = Conv2d(n_in, width, 3, padding=1, init=init) if self.on_map else Linear(n_in, width, bias=False, init=init)
         self.semantic = nn.Parameter(torch.empty(1, width))
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpretrain.nn.boxes import box_code, code_width, iou
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.layers import Embedding, Init, LayerNorm, Linear, fill
 from mmpretrain.nn.ragged import Layout, Ragged, join
 from mmpretrain.types import RegionBatch
@@ -151,7 +152,7 @@ class RegionEmbedder(nn.Module):
         self.positions = Embedding(positions, width, Init("normal", std)) if positions else None
         self.types = Embedding(types, width, Init("normal", std)) if types else None
         self.norm = nn.Identity() if norm_eps is None else LayerNorm(width, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.mask_embedding = nn.Parameter(torch.empty(1, features)) if mask_embedding else None
         self.reset_parameters()
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mmpretrain.nn.attention import Attention
 from mmpretrain.nn.blocks import MLP
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.layers import Init, LayerNorm
 
 ATTENTIONS = ("sparse", "full")
@@ -272,7 +273,7 @@ class SparseBlock(nn.Module):
         self.attention = SparseAttention(width, heads, kind, kernel, inside, end)
         self.norm2 = LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, act, dropout, inside, Init("normal", ends * std(hidden)), act_dropout=0.0)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x_BLD: Tensor, pattern: Pattern, memory: Memory | None = None, place: int | None = None) -> Tensor:
         """States (B, L, D) -> (B, L, D); for the other arguments see ``SparseAttention``."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpretrain.nn.boxes import box_code
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.layers import Embedding, Init, LayerNorm, Linear, fill
 from mmpretrain.nn.ragged import Layout, Ragged, join
 from mmpretrain.types import RegionBatch, Text
@@ -122,8 +123,8 @@ class VLBERTEmbedder(nn.Module):
         self.projection = Linear(geometry + features, width, init=Init("torch"))  # the release leaves it as torch makes it
         self.text_norm, self.object_norm = SilentNorm(width, eps=norm_eps), SilentNorm(width, eps=norm_eps)
         self.norm = LayerNorm(width, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.feature_dropout = nn.Dropout(feature_dropout) if feature_dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
+        self.feature_dropout = Dropout(feature_dropout) if feature_dropout else nn.Identity()
         self.object_word = nn.Parameter(torch.empty(1, width))  # [IMG]
         self.mask_word = nn.Parameter(torch.empty(1, width))
         self.end = nn.Parameter(torch.empty(1, width))

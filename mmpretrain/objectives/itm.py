@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmpretrain.nn.dropout import dropout
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.objectives import similar
 from mmpretrain.objectives.base import Objective
@@ -154,7 +155,7 @@ class MatchHead(nn.Linear):
         super().__init__(width, classes)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.dropout(input, self.dropout, self.training) if self.dropout else input)
+        return super().forward(dropout(input, self.dropout, self.training) if self.dropout else input)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)

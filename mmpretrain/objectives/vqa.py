@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain import random
+from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.layers import Init, LayerNorm, Linear
 from mmpretrain.objectives.base import Objective
@@ -69,7 +70,7 @@ class AnswerHead(nn.Module):
 
     def __init__(self, width: int, answers: int, std: float = 0.02, eps: float = 1e-12, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.dense = Linear(width, 2 * width, init=Init("normal", std))
         self.norm = LayerNorm(2 * width, eps=eps)
         self.decoder = Linear(2 * width, answers, init=Init("normal", std))

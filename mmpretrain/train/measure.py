@@ -16,7 +16,7 @@ from mmpretrain.data.tags import tagger
 from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result
-from mmpretrain.evaluate.suite import MEASUREMENTS, Limits, evaluate, metrics
+from mmpretrain.evaluate.suite import MEASUREMENTS, Limits, Progress, evaluate, metrics
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -87,11 +87,12 @@ def measure(
     only: Sequence[str] = MEASUREMENTS,
     limits: Limits = Limits(),  # noqa: B008 - immutable
     weights: str = "auto",
+    progress: Progress | None = None,
 ) -> list[Result]:
     """What ``evaluate`` finds of the live model on the validation sets of the data module; every rank must call it."""
     averaged = pl_module.ema is not None and weights != "raw"
     with averages(pl_module) if averaged else nullcontext():
-        return evaluate(live(trainer, pl_module, "ema" if averaged else "raw"), trainer.datamodule, only, limits)
+        return evaluate(live(trainer, pl_module, "ema" if averaged else "raw"), trainer.datamodule, only, limits, progress=progress)
 
 
 def live(trainer: pl.Trainer, pl_module: Any, weights: str = "raw") -> Pretrained:

@@ -72,7 +72,7 @@ def test_of_the_panels_of_training_too(place):
 
 
 def test_another_autoencoder_is_refused_as_ever(place):
-    with pytest.raises(ValueError, match="dvae did not make the codes that .*dalle-other was trained on"):
+    with pytest.raises(ValueError, match=r"dvae did not make the codes that .*dalle-other was trained on"):
         Generator.load(place / "dalle-other", place / "dvae")
     with pytest.raises(ValueError, match=r"checkpoints.best\.ckpt did not make the codes"):  # a file is that file
         Generator.load(place / "dalle-last", place / "dvae" / "checkpoints" / "best.ckpt")
