@@ -34,7 +34,6 @@ from mmpretrain.data_tools.shards import SHARD_SIZE, write_manifest
 VERSION = 1  # of what stands in the shards: raise it when records or shards change for the same source
 _WORK = ".work"  # in the folder of the build: the list of records and the results of finished shards
 _ASIDE = ("out", "workers", "engine", "quiet", "max_missing")  # options that change nothing of the bytes
-_EVERY = 15.0  # seconds between two lines of progress where there is no terminal
 _SHOWN = 3  # names of left-out records for each reason
 
 
@@ -183,7 +182,7 @@ def _counting(wanted: bool) -> Iterator[Callable[[int], None]]:
 
     def line(count: int) -> None:
         nonlocal last
-        if wanted and time.monotonic() - last >= _EVERY:
+        if wanted and time.monotonic() - last >= engine.EVERY:
             last = time.monotonic()
             console.print(f"reading annotations: {count} records", highlight=False)
 

@@ -32,7 +32,7 @@ from mmpretrain.data.cache import FULL, locked, write_atomic
 from mmpretrain.data.errors import DataError
 
 ENGINES = ("local", "ray")
-_EVERY = 15.0  # seconds between two lines of progress where there is no terminal
+EVERY = 15.0  # seconds between two lines of progress where there is no terminal
 _MOST = 64  # processes by default
 
 Function = Callable[[Any], Any]
@@ -224,7 +224,8 @@ def _bar(total: int, done: int, title: str, wanted: bool) -> Iterator[Callable[[
     if wanted and done:
         console.print(f"{title}: {done} of {total} were finished before", highlight=False)
     if not wanted or not console.is_terminal:
-        yield _Lines(console, total, done, title, wanted)
+        line = Lines(total, done, title, wanted)
+        yield lambda: line(1)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console) as shown:
@@ -232,18 +233,18 @@ def _bar(total: int, done: int, title: str, wanted: bool) -> Iterator[Callable[[
         yield lambda: shown.advance(task)
 
 
-class _Lines:
-    """Progress without a terminal: a line at times, and the last one."""
+class Lines:
+    """Progress on stderr without a terminal: a line at times, and the last one."""
 
-    def __init__(self, console: Any, total: int, done: int, title: str, wanted: bool) -> None:
-        self.console, self.total, self.done, self.title, self.wanted = console, total, done, title, wanted
+    def __init__(self, total: int, done: int, title: str, wanted: bool) -> None:
+        self.total, self.done, self.title, self.wanted = total, done, title, wanted
         self.last = time.monotonic()
 
-    def __call__(self) -> None:
-        self.done += 1
-        if self.wanted and (self.done == self.total or time.monotonic() - self.last >= _EVERY):
+    def __call__(self, n: int) -> None:
+        self.done += n
+        if self.wanted and (self.done == self.total or time.monotonic() - self.last >= EVERY):
             self.last = time.monotonic()
-            self.console.print(f"{self.title}: {self.done}/{self.total}", highlight=False)
+            print(f"{self.title}: {self.done}/{self.total}", file=sys.stderr, flush=True)
 
 
 def environment() -> dict[str, str]:

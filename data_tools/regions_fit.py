@@ -19,6 +19,7 @@ from mmpretrain.data.decode import decode_image, join
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.sources import expand
+from mmpretrain.data_tools.engine import EVERY
 from mmpretrain.data_tools.regions_labels import Thing, Vocabulary, learn, things
 from mmpretrain.data_tools.regions_measure import calibrate, measure
 from mmpretrain.data_tools.regions_net import Config, RegionNet, deltas_to, pixels_of, save_extractor, windows
@@ -243,14 +244,20 @@ def fit(
 
 
 class _Bar:
-    """Progress of the steps on stderr where that is a terminal, else nothing."""
+    """Progress of the steps on stderr: a bar where that is a terminal, else a line at times."""
 
     def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted and sys.stderr.isatty()
+        self.wanted, self.lines = wanted and sys.stderr.isatty(), wanted and not sys.stderr.isatty()
+        self.last = time.monotonic()
+
+    def _line(self, step: int, steps: int, loss: float) -> None:
+        if self.lines and (step == steps or time.monotonic() - self.last >= EVERY):
+            self.last = time.monotonic()
+            print(f"training: {step}/{steps}, loss {loss:.3f}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Callable[[int, int, float], None]:
         if not self.wanted:
-            return lambda step, steps, loss: None
+            return self._line
         from rich.console import Console
         from rich.progress import Progress
 

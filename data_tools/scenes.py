@@ -24,6 +24,7 @@ from typing import Any
 
 from mmpretrain.data.cache import FULL
 from mmpretrain.data.errors import DataError
+from mmpretrain.data_tools.engine import Lines
 from mmpretrain.data_tools.scenes_samples import SPLITS, VERSION, members
 
 SHARD_SIZE = 512
@@ -105,9 +106,9 @@ def _worker(text: str) -> int:
 
 @contextlib.contextmanager
 def _progress(total: int, title: str, wanted: bool) -> Iterator[_Report]:
-    """A bar on stderr where that is a terminal and one is wanted."""
+    """A bar on stderr where that is a terminal, else a line at times, where it is wanted."""
     if not (wanted and sys.stderr.isatty()):
-        yield lambda n: None
+        yield Lines(total, 0, title, wanted)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

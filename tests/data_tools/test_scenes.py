@@ -212,6 +212,11 @@ def test_quiet_shows_no_progress(tmp_path, monkeypatch, more):
     assert asked == [not more]
 
 
+def test_without_a_terminal_the_last_line_of_progress_is_shown(tmp_path, capsys):
+    scenes.write(tmp_path / "shards", 3, 0, "train", shard_size=2, progress=True, workers=1)
+    assert capsys.readouterr().err == "scenes: train: 3/3\n"
+
+
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="split 'test'"):
         scenes.write(tmp_path / "a", 1, 0, "test")
