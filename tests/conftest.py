@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from helpers.shards import write_shards
 # One thread in this process as in those that tests start: sums are cut alike, so that equal runs are equal to the last bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under ``nohup``: processes that tests start would not hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
