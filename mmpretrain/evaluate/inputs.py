@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmpretrain.data.decode import decode_image
+from mmpretrain.data.errors import BadSample
 from mmpretrain.types import Regions, Sample, Visual
 
 ImageLike = Image.Image | str | Path | bytes | Tensor
@@ -42,7 +43,12 @@ def picture_of(image: ImageLike) -> Image.Image:
     """Any accepted form of an image as an RGB PIL image."""
     data = file_of(image)
     if data is not None:
-        return decode_image(data)
+        try:
+            return decode_image(data)
+        except BadSample as error:
+            if isinstance(image, str | Path):
+                raise BadSample(f"{image}: {error}") from None
+            raise
     if isinstance(image, Image.Image):
         if image.mode == "RGB":
             return image

@@ -25,6 +25,7 @@ from mmpretrain.data.text import TextOptions
 from mmpretrain.data.training_set import specs_of
 from mmpretrain.data.units import Units
 from mmpretrain.data.visual import RegionOptions, Shown
+from mmpretrain.evaluate.inputs import picture_of
 from mmpretrain.evaluate.seeing import Seeing
 from mmpretrain.types import Tokens, Visual
 
@@ -289,8 +290,9 @@ def test_a_file_that_is_no_picture_is_named(content, said, tmp_path):
     (tmp_path / "pairs.csv").write_bytes(content)
     see, path = Seeing(VILT, Shown()), tmp_path / "pairs.csv"
     for given in (path, str(path)):
-        with pytest.raises(BadSample, match=rf"^{path}: picture cannot be decoded \({said}\)$"):
-            see(given)
+        for opens in (see, picture_of):
+            with pytest.raises(BadSample, match=rf"^{path}: picture cannot be decoded \({said}\)$"):
+                opens(given)
     with pytest.raises(BadSample, match=rf"^picture cannot be decoded \({said}\)$"):
         see(content)
     (tmp_path / "k.regions.npz").write_bytes(b"PK none")
