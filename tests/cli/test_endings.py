@@ -14,10 +14,10 @@ from train.runs import build
 from mmpretrain.cli import summary
 from mmpretrain.cli.main import main
 from mmpretrain.data.module import ShardData
-from mmpretrain.data_tools import scenes
 from mmpretrain.train import checkpoint, run_dir
 from mmpretrain.train.payload import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("alone")
 TINY = [
     "--config",
     "debug.yaml",
@@ -33,25 +33,9 @@ TINY = [
 QUICK = ["--loggers", "[]", "--measure.only", "[]", "--trainer.enable_progress_bar", "false", "--final.samples", "2"]
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes.write(tmp_path_factory.mktemp("scenes"), 8, 0, "train", shard_size=8, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(run_dir.VARIABLE, raising=False)
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
-    yield
+def fit(eight: Path, *more: str, recipe: str = "vilt.yaml") -> int:
     os.environ.pop(run_dir.VARIABLE, None)
-
-
-def fit(shards: Path, *more: str, recipe: str = "vilt.yaml") -> int:
-    os.environ.pop(run_dir.VARIABLE, None)
-    sources = ["--data.train", str(shards), "--data.val", json.dumps({"few": str(shards)})]
+    sources = ["--data.train", str(eight), "--data.val", json.dumps({"few": str(eight)})]
     return main(["fit", "--config", recipe, *TINY, *QUICK, *sources, *more])
 
 
@@ -59,17 +43,17 @@ def interrupted(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
 
 
-def test_a_checkpoint_of_another_system_and_one_that_is_done(shards: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert fit(shards, "--final.measure", "false") == 0
+def test_a_checkpoint_of_another_system_and_one_that_is_done(eight: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fit(eight, "--final.measure", "false") == 0
     (run,) = Path("runs").iterdir()
     written = (run / "config.yaml").read_text()
     capfd.readouterr()
-    assert fit(shards, "--ckpt_path", str(run), recipe="clip.yaml") == 2
+    assert fit(eight, "--ckpt_path", str(run), recipe="clip.yaml") == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert "a checkpoint of ViLT, but the configuration is of CLIP" in line
     assert (run / "config.yaml").read_text() == written and [one.name for one in Path("runs").iterdir()] == [run.name]
     capfd.readouterr()
-    assert fit(shards, "--ckpt_path", str(run), "--final.measure", "false") == 0
+    assert fit(eight, "--ckpt_path", str(run), "--final.measure", "false") == 0
     assert "the checkpoint is at step 1, trainer.max_steps is 1: nothing was left to train" in capfd.readouterr().err
 
 
@@ -85,24 +69,24 @@ def test_weights_of_another_model_are_one_line() -> None:
 
 
 def test_ctrl_c_in_the_last_evaluation_leaves_a_whole_run(
-    shards: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    eight: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(summary, "measure", interrupted)
-    assert fit(shards) == 130
+    assert fit(eight) == 130
     (run,) = Path("runs").iterdir()
     shown = capfd.readouterr()
     assert f"mmpretrain evaluate {run}" in shown.err.replace(str(run.resolve()), str(run)) and "Traceback" not in shown.err
     assert {"result.json", "report.html"} <= {one.name for one in run.iterdir()} and (run / "checkpoints" / "last.ckpt").exists()
 
 
-def test_ctrl_c_in_the_set_up(shards: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_in_the_set_up(eight: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(ShardData, "setup", interrupted)
-    assert fit(shards) == 130
+    assert fit(eight) == 130
     assert capfd.readouterr().err.strip().splitlines()[-1] == "mmpretrain: interrupted" and not list(Path("runs").iterdir())
 
 
-def test_a_full_disk_ends_in_one_line(shards: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_ends_in_one_line(eight: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(checkpoint, "no_room", lambda folder: f"{folder}: 0.0 MiB are free")
-    assert fit(shards, "--checkpoints.max_failures", "1") == 1
+    assert fit(eight, "--checkpoints.max_failures", "1") == 1
     shown = capfd.readouterr().err
     assert "Traceback" not in shown and "0.0 MiB are free; make room there, or choose another place by --checkpoints.directory" in shown

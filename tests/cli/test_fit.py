@@ -18,6 +18,7 @@ from mmpretrain.data.reader import ShardReader
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools import scenes
 
+pytestmark = pytest.mark.usefixtures("alone")
 TINY = ["--data.batch_size", "8", "--data.workers", "0", "--data.val_batch_size", "8", "--data.text.vocab_size", "300"]
 FEW = ["--loggers", "[csv]", "--trainer.log_every_n_steps", "1", "--final.samples", "4", "--measure.samples", "4", "--panels.samples", "2"]
 
@@ -32,17 +33,6 @@ def shards(tmp_path_factory) -> Path:
 
 def sources(shards: Path) -> list[str]:
     return ["--data.train", str(shards / "train"), "--data.val", json.dumps({"few": str(shards / "val")})]
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MMPRETRAIN_RUN_DIR", raising=False)
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # what seed_everything sets is taken back: processes of later tests would inherit it
-        monkeypatch.setenv(name, "0")
-    yield
-    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
 
 
 def fit(shards: Path, *words: str) -> Path:

@@ -16,28 +16,12 @@ from mmpretrain.cli.layering import layer
 from mmpretrain.cli.main import main
 from mmpretrain.cli.resume import NothingSaved, find_checkpoint, trusted
 from mmpretrain.cli.train import prepare
-from mmpretrain.data_tools import scenes
 from mmpretrain.train import run_dir
 
+pytestmark = pytest.mark.usefixtures("alone")
 TINY = ["--config", "vilt.yaml", "--config", "debug.yaml", "--data.batch_size", "4", "--data.workers", "0", "--data.text.vocab_size", "120"]
 SPELLINGS = [{"data": {"allow_pipe": True}}, {"data.allow_pipe": True}, {"config": ["{data: {allow_pipe: true}}"]}]
 QUICK = ["--loggers", "[]", "--final.measure", "false", "--measure.only", "[]", "--trainer.enable_progress_bar", "false"]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes.write(tmp_path_factory.mktemp("scenes"), 8, 0, "train", shard_size=8, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(run_dir.VARIABLE, raising=False)
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
-    yield
-    os.environ.pop(run_dir.VARIABLE, None)
 
 
 def saved(name: str, when: int, *links: str) -> Path:
@@ -75,12 +59,12 @@ def test_last_of_a_named_run_is_never_that_of_another(monkeypatch: pytest.Monkey
 
 
 def test_a_job_script_starts_and_goes_on_and_a_refusal_changes_nothing(
-    shards: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    eight: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The same command at the first start and after it was queued again."""
     monkeypatch.setenv(run_dir.VARIABLE, "job")
     saved("runs/vilt-20260101-120000", 100, "last")  # of somebody else
-    script = ["fit", *TINY, *QUICK, "--data.train", str(shards), "--data.val", "{}", "--ckpt_path", "last", "--trainer.max_steps"]
+    script = ["fit", *TINY, *QUICK, "--data.train", str(eight), "--data.val", "{}", "--ckpt_path", "last", "--trainer.max_steps"]
     assert main([*script, "1"]) == 0
     assert capfd.readouterr().err.count("has no such checkpoint yet; the run starts at the beginning\n") == 1
     run = Path("job")
@@ -158,13 +142,13 @@ def test_a_section_as_one_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_logger_that_is_not_installed_is_one_line(
-    shards: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    eight: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from lightning.fabric.loggers import tensorboard
 
     for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
         monkeypatch.setattr(tensorboard, name, False)
-    assert main(["fit", *TINY, "--data.train", str(shards), "--loggers", "[tensorboard]"]) == 2
+    assert main(["fit", *TINY, "--data.train", str(eight), "--loggers", "[tensorboard]"]) == 2
     error = capfd.readouterr().err
     assert "tensorboard is not installed; pip install 'mmpretrain-vl[tensorboard]'" in error and "Traceback" not in error
     assert list(Path("runs").glob("*")) == []

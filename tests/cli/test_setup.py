@@ -12,32 +12,16 @@ from train.runs import build, trainer
 
 from mmpretrain.cli.main import main
 from mmpretrain.cli.train import prepare
-from mmpretrain.data_tools import scenes
 from mmpretrain.train import run_dir
 
+pytestmark = pytest.mark.usefixtures("alone")
 TINY = ["--config", "vilt.yaml", "--config", "debug.yaml", "--data.batch_size", "8", "--data.workers", "0", "--data.text.vocab_size", "120"]
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes.write(tmp_path_factory.mktemp("scenes"), 8, 0, "train", shard_size=8, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MMPRETRAIN_RUN_DIR", raising=False)
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
-    yield
-    os.environ.pop("MMPRETRAIN_RUN_DIR", None)
-
-
-def drawn(shards: Path, strategy: str) -> dict[str, torch.Tensor]:
+def drawn(eight: Path, strategy: str) -> dict[str, torch.Tensor]:
     """What the command line draws, the heads included, before any sharding."""
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
-    words = [*TINY, "--data.train", str(shards), "--loggers", "[]", "--trainer.strategy", strategy, "--seed_everything", "3"]
+    words = [*TINY, "--data.train", str(eight), "--loggers", "[]", "--trainer.strategy", strategy, "--seed_everything", "3"]
     module = prepare("fit", words).model
     module.vocabulary = FakeData().vocabulary
     module.configure_model()
@@ -45,8 +29,8 @@ def drawn(shards: Path, strategy: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
-def test_the_same_seed_draws_the_same_weights_under_every_strategy(shards: Path, strategy: str) -> None:
-    one, other = drawn(shards, "auto"), drawn(shards, strategy)
+def test_the_same_seed_draws_the_same_weights_under_every_strategy(eight: Path, strategy: str) -> None:
+    one, other = drawn(eight, "auto"), drawn(eight, strategy)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
