@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from mmpretrain.data import working
 from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.feed import Item
+from mmpretrain.data.mapped import more_files
 from mmpretrain.data.plan import micro_batch
 from mmpretrain.types import Preparer
 
@@ -63,6 +64,7 @@ def loader_options(workers: int | None, local_world: int, items: int, prefetch: 
     workers = min(default_workers(local_world) if workers is None else workers, items)
     more: dict[str, Any] = {"prefetch_factor": prefetch, "persistent_workers": True, "timeout": timeout} if workers else {}
     if workers:
+        more_files()  # a tensor on its way from a worker takes a descriptor
         more["worker_init_fn"] = working.Board(workers)
     return {"batch_size": None, "collate_fn": as_is, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **more}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+_MACOS = 10_240  # descriptors; granted at most where it says that there is no limit
 _SMALL = 1 << 16  # bytes
 _PIECE = 1 << 20  # bytes of which a checksum is taken at a time
 
@@ -28,11 +30,22 @@ def map_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         return _map(path)
     except OSError as error:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if error.errno != errno.EMFILE or soft == hard:
+        if error.errno != errno.EMFILE or not more_files(1 << 20):
             raise
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return _map(path)
+
+
+def more_files(count: int = 65_536) -> bool:
+    """Let the process open up to ``count`` files, as far as the system allows it; whether these are more than before."""
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (count, min(count, _MACOS)):
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if before == resource.RLIM_INFINITY or most <= before:
+            return False
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return True
+    return False
 
 
 def _map(path: Path) -> dict[str, np.ndarray]:

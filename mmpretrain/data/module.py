@@ -198,6 +198,11 @@ class ShardData(ReadingData):
             rank_zero_info(self.set.tell(self.feed))
             self.go()
 
+    def teardown(self, stage: str | None = None) -> None:
+        """Close the shards. Whoever reads on opens them again."""
+        for reader in (*self.set.readers, *self._val.values()):
+            reader.close()
+
     def identity(self) -> dict[str, Any]:
         """What must be equal for a saved position to mean the same samples."""
         assert self.feed is not None

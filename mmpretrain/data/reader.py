@@ -6,6 +6,7 @@ Of remote shards it reads copies in the cache, or ranges; see ``remote_store.py`
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import resource
@@ -21,6 +22,7 @@ from mmpretrain.data.cache import unlock
 from mmpretrain.data.decode import CODES, REGIONS, TEXTS, assemble, limit
 from mmpretrain.data.errors import BadSample, DataError, named
 from mmpretrain.data.index import ShardIndex, fingerprint, index_path, load, open_index, open_indexes
+from mmpretrain.data.mapped import more_files
 from mmpretrain.data.place import Remote, beside
 from mmpretrain.data.remote import read_all
 from mmpretrain.data.remote_index import index_path as index_of
@@ -111,11 +113,12 @@ class ShardReader:
         self.close()
 
     def close(self) -> None:
-        """Close the files that this process opened, and fetch nothing ahead any more."""
+        """Close the files that this process opened, and fetch nothing ahead any more. Whoever reads on opens them again."""
         if getattr(self, "_process", None) == os.getpid():
             for shard in list(self._files):
                 self._shut(shard)
             self._store.close()
+            self._planned = []
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """What the next batches read: the shards of now and of soon, in the order of their use.
@@ -244,7 +247,7 @@ class ShardReader:
         self._own_files()
         if shard not in self._files:
             path = self.paths[shard]
-            file = self._store.open(path) if isinstance(path, Remote) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._open(path)
             if file is None:
                 return None
             self._files[shard] = file
@@ -255,6 +258,22 @@ class ShardReader:
                 self._shut(next(iter(self._files)))
         self._files.move_to_end(shard)
         return self._files[shard]
+
+    def _open(self, path: Shard) -> int | None:
+        """Where the process has no descriptor left, its limit is raised, then those of other shards are given back. A lack of them is
+        never the fault of a sample."""
+        while True:
+            try:
+                return self._store.open(path) if isinstance(path, Remote) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                if not more_files() and not self._files:
+                    raise DataError(
+                        f"{path}: the process has no file descriptor left to open it; raise the limit (ulimit -n 65536)"
+                    ) from None
+            while self._files:
+                self._shut(next(iter(self._files)))
 
     def _shut(self, shard: int) -> None:
         file = self._files.pop(shard)

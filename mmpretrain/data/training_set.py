@@ -88,6 +88,11 @@ class TrainingSet:
             self._union = ShardReader(list(shards), list(shards.values()), readers[0].remote)
         return self._union
 
+    @property
+    def readers(self) -> list[ShardReader]:
+        """All that were opened."""
+        return [*self._readers.values(), *([self._union] if self._union is not None else [])]
+
     def quarantine_of(self, name: str) -> Quarantine:
         """The samples of a source that are left out by a list beside its shards."""
         if name not in self._quarantine:

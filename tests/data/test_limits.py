@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -17,8 +18,9 @@ from helpers.child import child
 from helpers.shards import picture, write_shards, write_tar
 
 from mmpretrain.data import working
+from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.image import ImageTransform
-from mmpretrain.data.reader import ShardReader
+from mmpretrain.data.reader import ShardReader, open_reader
 from mmpretrain.data.shared import NoRoom, room, share
 
 NOT_ALLOWED = 77
@@ -98,6 +100,54 @@ def test_a_lack_of_descriptors_has_its_remedy(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")  # a semaphore
     with pytest.raises(RuntimeError, match="another"), room():
         raise RuntimeError("another")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) - 1
+
+
+@pytest.mark.fault(53)
+def test_a_lack_of_descriptors_is_no_fault_of_a_sample(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, (1,) * 12)
+
+    def reads() -> None:
+        reader = open_reader(str(folder))
+        most = descriptors() + 3
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        assert len({reader.read(number).key for number in range(12)}) == 12  # the files of other shards are given back
+        reader.close()
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(DataError, match=r"00003.tar: the process has no file descriptor left .*\(ulimit -n 65536\)") as refused:
+            reader.read(3)
+        assert not isinstance(refused.value, BadSample)
+        os.close(taken.pop())
+        assert reader.read(3).key == reader.indexes[3].key(0)
+
+    def raises() -> None:
+        reader = open_reader(str(folder))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 3, 256))
+        assert len({reader.read(number).key for number in range(12)}) == 12
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (256, 256)
+
+    for function in (reads, raises):
+        ended = child(function)
+        assert ended.code == 0, ended.output[-2000:]
+
+
+def test_a_run_that_ended_holds_no_shard(tmp_path: Path) -> None:
+    def held() -> list[str]:
+        found = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        return [name for name in found if name.startswith(str(tmp_path))]
+
+    write_shards(tmp_path, (8,))
+    made = data(tmp_path, batch_size=4, preparers={})
+    assert len(list(made.train_dataloader())) == 2 and len(held()) == 1
+    made.teardown("fit")
+    assert not held()
+    assert len(list(made.train_dataloader())) == 2  # whoever reads on opens it again
 
 
 def test_every_tensor_is_moved() -> None:

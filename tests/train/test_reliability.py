@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import gc
 import json
 import resource
 import signal
@@ -218,6 +219,7 @@ def test_a_run_with_few_file_descriptors_and_many_shards(tmp_path: Path) -> None
     text = TextOptions(tokenizer="wordpiece", vocab_size=96)
 
     def reads() -> None:
+        gc.collect()  # what other tests left behind holds descriptors of its own
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         data = ShardData(str(tmp_path), batch_size=50, text=text, image=ImageTransform(mode="clip", size=16), workers=1, timeout=40)
         data.setup("fit")
