@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable
 
@@ -14,12 +15,20 @@ class UserError(ValueError):
     """Something the user typed or a file they named is wrong. The message names the file or option and the remedy."""
 
 
+def meant(text: str) -> str:
+    """Of jsonargparse's message that a value fits no type of several: what the one type found that looked into it; else the whole text."""
+    form = r"Does not validate against any of the Union subtypes\s+Subtypes: .*?Errors:(\n +- )(.*)\n *Given value type: .*\Z"
+    found = re.search(form, text, re.DOTALL)
+    inside = [one for one in found[2].split(found[1]) if not one.startswith("Expected")] if found else []
+    return f"{text[: found.start()]}{inside[0]}" if found and len(inside) == 1 else text
+
+
 def one_line(error: BaseException | str) -> str:
     """The message on one line; an OSError names its file."""
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.strerror or type(error).__name__}: {error.filename}"
     else:
-        text = str(error) or type(error).__name__
+        text = meant(str(error)) or type(error).__name__
     return " ".join(text.split())
 
 

@@ -7,13 +7,12 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mmpretrain.cli.errors import nearest
-from mmpretrain.cli.layering import typed_keys
+from mmpretrain.cli.errors import meant, nearest
 
 TYPED = "on the command line"
 FORMS = {"data.val": ("a mapping NAME: SOURCE, for example {{mine: {}}}", "scenes:val")}  # key -> what it takes, an example of a source
@@ -24,15 +23,10 @@ class Refused(Exception):
 
 
 class Parser(LightningArgumentParser):
-    """``origin`` (dotted key -> file that set it) is filled by the command line before it parses, ``typed`` (keys) as it does."""
+    """``origin`` (dotted key -> file that set it) and ``typed`` (keys) are filled by the command line before it parses."""
 
     origin: Mapping[str, str] = {}
     typed: Collection[str] = ()
-
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Any:
-        if self.exit_on_error and args is not None:
-            type(self).typed = tuple(typed_keys(list(args)))
-        return super().parse_args(args, *more, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside a parser, for the arguments of a class: the outer one adds where it is
@@ -114,11 +108,34 @@ def _no_argument(key: str, name: str, owner: str, at: Mapping[str, str]) -> str:
     return f"{key}: {owner or 'it'} has no argument '{name}'{where}.{guess or takes}"
 
 
+def _classless(key: str, at: Mapping[str, str]) -> str:
+    """That an object of a dict names no class: which one, and where it was given. The parser does not say."""
+    below = [one.removeprefix(f"{_bare(key)}.").split(".") for one in at if one.startswith(f"{_bare(key)}.")]
+    named = [name for name, *rest in below if rest == ["class_path"]]
+    wrong = list(dict.fromkeys(name for name, *rest in below if rest and name not in named))
+    key = f"{key}.{wrong[0]}" if len(wrong) == 1 else key
+    there = f" There are: {', '.join(named)}." if named else ""
+    return f"{key}{_where(key, at)}: names no class_path.{nearest(wrong[0], named) if len(wrong) == 1 else ''}{there}"
+
+
+def _full(key: str, at: Mapping[str, str]) -> str:
+    """A key of a message with the name from a dict that messages leave out, where only one fits; what was typed goes first."""
+    parts = key.split(".")
+    for names in ([one for one, place in at.items() if place == TYPED], at):
+        heads = {tuple(one.split(".")[: len(parts) + 1]) for one in names}
+        if any(list(head[: len(parts)]) == parts for head in heads):
+            return key
+        fits = {head for head in heads if any([*head[:n], *head[n + 1 :]] == parts for n in range(1, len(parts)))}
+        if len(fits) == 1:
+            return ".".join(fits.pop())
+    return key
+
+
 def _plain(text: str) -> str:
     """Python's way of writing types, made readable."""
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
     text = re.sub(r"NestedArg\(key='([^']*)', val='?(.*?)'?\)", r"{\1: \2}", text)
-    return text.replace("typing.Literal", "one of ").replace("NoneType", "null")
+    return text.replace("a typing.Literal", "one of ").replace("typing.Literal", "one of ").replace("NoneType", "null")
 
 
 def _union(key: str, text: str) -> str:
@@ -136,7 +153,7 @@ def _union(key: str, text: str) -> str:
 
 def explain(message: str, known: Iterable[str], origin: Mapping[str, str], typed: Collection[str] = ()) -> str:
     """A message of jsonargparse 4.5x as one line of ours; a message of another form is shown as it is, on one line."""
-    known, at = list(known), places(origin, typed)
+    known, at, message = list(known), places(origin, typed), meant(message)
     if found := re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
         word = found[1].split("=")[0]
         if not word.startswith("-"):
@@ -154,12 +171,16 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str], typed
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _no_argument(key, found[1], classes[-1] if classes else "", at)
+    if "Expected an instantiatable class" in message:
+        return _classless(key, at)
+    key = _full(key, at)
     body = re.sub(r'[Pp]arser key "[^"]+":', "", message)
     body = re.sub(r"Problem with given class_path '([^']+)':", "", body)
     body = _plain(" ".join(body.split()))
     if "has no attribute" in body and classes:
         body = f"there is no class '{classes[-1]}'"
-    return f"{key}{_where(key, at)}: {_union(key, body)}" if key else body
+    hint = "; YAML wants a space behind each colon: {a: 1}" if re.search(r"[{,]\s*[\w.]+:[^\s,{}]+[,}]", body) else ""
+    return f"{key}{_where(key, at)}: {_union(key, body)}{hint}" if key else body
 
 
 def _option(word: str, known: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,15 +85,24 @@ class CLI(LightningCLI):
         options: dotted options as typed, without ``--config``.
         recipe: what the run is called.
         resumed: the checkpoint that the run continues from.
+        typed: keys of ``layers`` that were typed too.
     """
 
-    def __init__(self, command: str, layers: Layers, options: list[str], recipe: str = "run", resumed: Path | None = None) -> None:
+    def __init__(
+        self,
+        command: str,
+        layers: Layers,
+        options: list[str],
+        recipe: str = "run",
+        resumed: Path | None = None,
+        typed: Iterable[str] = (),
+    ) -> None:
         self.command, self.layers, self.recipe, self.resumed = command, layers, recipe, resumed
         self.began = Began()
         self.run: Path | None = None
         self.fresh = False  # whether this process made the folder of the run
         self.typed = typed_keys(options)
-        Parser.origin = layers.origin
+        Parser.origin, Parser.typed = layers.origin, (*self.typed, *typed)
         text = ["--config", yaml.safe_dump(layers.config, sort_keys=False)] if layers.config else []
         super().__init__(
             Pretrain,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from mmpretrain.types import Batch, Preparer, Score, Spec, Vocabulary
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of every pre-training objective.
 
     One step, for the objectives of one view: ``corrupt`` in the order of the recipe, one forward of the model with ``kind``,
@@ -56,12 +57,12 @@ class Objective(nn.Module):
         """The batch of this view. ``outputs``: hidden states of the views named by ``after``. Draws are keyed by ``batch.draw_keys_B``."""
         return batch
 
+    @abstractmethod
     def count(self, batch: Batch) -> Tensor:
         """The denominator of the mean on the corrupted batch: a float scalar, known before the forward."""
-        raise NotImplementedError(f"{type(self).__name__} must say how many terms its sum has")
 
-    def forward(self, hidden: Any, batch: Batch) -> Score:
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
+    @abstractmethod
+    def forward(self, hidden: Any, batch: Batch) -> Score: ...
 
     def after_step(self, model: nn.Module) -> None:
         """Called after each optimiser step under no_grad (clamps and the like)."""

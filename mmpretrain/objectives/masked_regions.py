@@ -13,7 +13,7 @@ from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.precision import scalar, wide
 from mmpretrain.objectives.region_masking import TARGET, MaskedRegions, RegionMasker
-from mmpretrain.types import Batch, RegionBatch, Score, Spec, Vocabulary
+from mmpretrain.types import Batch, RegionBatch, Spec, Vocabulary
 
 
 class ChosenRegions(NamedTuple):
@@ -178,9 +178,6 @@ class RegionObjective(Objective):
         """(chosen regions, regions) of the batch, for the statistics."""
         _, masked, _ = self.target(batch)
         return masked.chosen_N.sum().float(), scalar(masked.chosen_N.shape[0], masked.chosen_N.device)
-
-    def forward(self, hidden: Fused, batch: Batch) -> Score:
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
 
 def settled(name: str, what: str, given: int | None, known: int, least: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -77,11 +78,11 @@ class PairedObjective(Objective):
     def forward(self, hidden: Paired, batch: Batch) -> Score:
         return self.loss_from_features(*self.features(hidden, batch), logit_scale=hidden.logit_scale, logit_bias=hidden.logit_bias)
 
+    @abstractmethod
     def loss_from_features(
         self, image_BE: Tensor, text_BE: Tensor, counts_B: Tensor | None = None, *, logit_scale: Tensor, logit_bias: Tensor | None = None
     ) -> Score:
         """The loss of all pairs of this rank in the step. ``logit_scale``: (1,), a logarithm."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def after_step(self, model: nn.Module) -> None:
         """Clamp ``model.logit_scale`` in place; also where it is a DTensor."""

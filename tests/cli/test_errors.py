@@ -59,6 +59,12 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
         (["--ckpt_path", "last"], r"no run of vilt under .* has a checkpoint yet"),
         (["--data.train", "no/such/folder"], r"no/such/folder does not exist"),
         (["--model.objectives.itm.init_args.negatives", "{pictures: 1.0}"], r"unknown kind of negatives pictures"),
+        (
+            ["--model.objectives.mml.prob", "0.3"],
+            r"^model.objectives.mml \(on .*line\): names no class_path. Did you mean 'mlm'\? .*: mlm, itm, wpa.$",
+        ),
+        (["--model.objectives.itm.negatives", "2"], r"^model.objectives.itm.negatives \(on the command line\): expected dict.*, not 2$"),
+        (["--model.task_weights", "{mlm:2}"], r"^model.task_weights \(on .*line\): .*YAML wants a space behind each colon: \{a: 1\}$"),
         (["--trainer.accumulate_grad_batches", "0"], r"accumulate_grad_batches=0"),
     ],
 )
@@ -107,6 +113,17 @@ def test_nobody_is_advised_to_load_what_may_run_code(capfd, tmp_path, content):
         (tmp_path / "a.ckpt.json").write_text(json.dumps({"sha256": hashlib.sha256(content).hexdigest()}))
     said = refused(capfd, "--config", "vilt.yaml", "--ckpt_path", "a.ckpt")
     assert said.endswith("a.ckpt: not a readable checkpoint (it is damaged, or holds more than tensors and plain types)")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["steps", "0"], "model.adversarial.steps=0 must be a whole number of at least 1; enabled: false turns it off"),
+        (["modality", "texts"], "model.adversarial.modality (on the command line): Expected one of ['text', 'image', 'both', 'alternate']"),
+    ],
+)
+def test_a_part_that_may_be_null_says_what_is_wrong_with_it(capfd, words, says):
+    assert refused(capfd, "--config", "villa.yaml", f"--model.adversarial.{words[0]}", words[1]).startswith(says)
 
 
 def test_no_run_folder_is_left_behind(capfd, tmp_path):
