@@ -147,9 +147,12 @@ def _jobs(options: argparse.Namespace, typed: Mapping[str, Any]) -> tuple[list[J
 
 
 def _compare(options: argparse.Namespace, typed: Mapping[str, Any]) -> int:
-    from mmpretrain.cli import compare_result, compare_run
+    from mmpretrain.cli import compare_check, compare_result, compare_run
 
     jobs, apart = _jobs(options, typed)
+    of = {job.recipe.label: job.recipe for job in jobs}
+    for recipe in of.values():
+        compare_check.check(recipe, typed)
     for job in jobs:
         compare_run.check(job, options.restart)
     notes = [f"not alike: {one.shown()}" for one in apart if not one.own]
@@ -159,7 +162,7 @@ def _compare(options: argparse.Namespace, typed: Mapping[str, Any]) -> int:
         print(f"mmpretrain: warning: the recipes differ in more than the system{hint}", file=sys.stderr)
     for note in notes:
         print(f"  {note}", file=sys.stderr)
-    changed = [f"{recipe.label}: {note}" for recipe in {job.recipe.label: job.recipe for job in jobs}.values() for note in recipe.notes]
+    changed = [f"{label}: {note}" for label, recipe in of.items() for note in recipe.notes]
     for note in changed:
         print(f"mmpretrain: {note}", file=sys.stderr)
     if own:

@@ -36,7 +36,8 @@ def alike(recipes: Sequence[Recipe], training: bool) -> list[Recipe]:
                 kept = {key: inner for key, inner in value.items() if own(f"{section}.{key}") is mine}
                 if kept:
                     config.setdefault(section, {}).update(copy.deepcopy(kept))
-        made.append(one._replace(config=config))
+        origin = {key: file for key, file in first.origin.items() if not own(key)} | {k: f for k, f in one.origin.items() if own(k)}
+        made.append(one._replace(config=config, origin=origin))
     return made
 
 

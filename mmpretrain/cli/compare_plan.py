@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     config: dict[str, Any]  # resolved, with what was typed
     own: Mapping[str, Any] = {}  # its file alone, resolved
     notes: tuple[str, ...] = ()  # how it is run otherwise than its file says
+    origin: Mapping[str, str] = {}  # dotted key -> the file that set it
 
 
 class Difference(NamedTuple):
@@ -83,15 +84,15 @@ def resolve(requested: Sequence[str], common: Sequence[str], typed: Mapping[str,
         raise UserError("compare needs two recipes or more, for example: mmpretrain compare vilt.yaml clip.yaml --out comparison")
     found: list[Recipe] = []
     for name in requested:
-        config = layer([name, *common], rename=resized(size) if size else str).config
-        config = copy.deepcopy(config)
+        layers = layer([name, *common], rename=resized(size) if size else str)
+        config = copy.deepcopy(layers.config)
         for key, value in typed.items():
             put(config, key, value)
         if not (config.get("model") or {}).get("system"):
             raise UserError(f"{find(name)}: no recipe, because it names no model.system; mmpretrain systems lists the recipes")
         stem = Path(name).stem
         count = [Path(other).stem for other in requested[: len(found)]].count(stem)
-        found.append(Recipe(f"{stem}-{count + 1}" if count else stem, config, layer([name]).config))
+        found.append(Recipe(f"{stem}-{count + 1}" if count else stem, config, layer([name]).config, origin=layers.origin))
     return found
 
 

@@ -116,6 +116,12 @@ def test_sizes_and_options_as_fit_reads_them() -> None:
         (["vilt", "clip", "--seed_everything", "3"], "--seed_everything: give --seeds to compare"),
         (["vilt", "clip", "--trainer.default_root_dir", "x"], "--trainer.default_root_dir: give --out to compare"),
         (["vilt", "clip", "--step", "3"], "unknown option '--step'. Did you mean '--steps'"),
+        (["vilt", "clip", "--model.x", "3"], r"vilt: unknown key 'model.x' \(on the command line\)"),
+        (["vilt", "clip", "--data.worker", "0"], r"vilt: unknown key 'data.worker' \(on .*line\). Did you mean 'data.workers'"),
+        (
+            ["vilt", "clip", "--model.objectives.itm.weight", "2"],
+            r"clip: model.objectives.itm \(on .*line\): names no class_path.*contrastive",
+        ),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +133,15 @@ def test_mistakes_are_one_line(words: list[str], message: str, tmp_path: Path, c
     said = capsys.readouterr().err.strip()
     assert re.search(message, said) and "\n" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_fit_does_not_know_is_named_with_its_file(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    common = write(tmp_path, "common.yaml", "data: {batch_sizes: 4}\n")
+    monkeypatch.setattr(compare_run, "run_all", lambda jobs: pytest.fail("trained"))
+    for words in ([], ["--alike"]):
+        assert main(["compare", "clip", "siglip", "--config", common, *words, "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert said == [f"mmpretrain: error: clip: unknown key 'data.batch_sizes' (in {common}). Did you mean 'data.batch_size'?"]
 
 
 def test_a_folder_of_other_options_is_refused(recipes: list[str], tmp_path: Path) -> None:
