@@ -1,6 +1,6 @@
 """Phases: values that change during a run (curricula, stages, temperatures), as a table in the configuration.
 
-A value is set for as long as a row lasts, or moves along a ramp that begins with the row:
+A value is set from the first step of its row on, until a later row sets another one, or moves along a ramp for as long as its row lasts:
 
     phases:
     - set:
@@ -86,10 +86,6 @@ class Phases:
         )
         self.ramped: dict[str, float] = {}  # the values of the ramps at the step that was applied last
 
-    def active(self, step: int) -> Phase | None:
-        """The row that optimiser step ``step`` belongs to."""
-        return next((phase for phase in self.rows if phase.until is None or step < phase.until), None)
-
     def restarts(self) -> tuple[int, ...]:
         """The optimiser steps at which optimiser and schedule start anew."""
         return tuple(phase.since for phase in self.rows if phase.restart)
@@ -113,10 +109,14 @@ class Phases:
         Raises:
             ValueError: a target does not exist or holds another kind of value.
         """
-        phase, self.ramped = self.active(step), {}
-        for path, value in phase.set.items() if phase is not None else ():
-            if isinstance(value, Ramp):
-                value = self.ramped[path] = value.at(step - phase.since)
+        values, self.ramped = dict[str, Any](), {}
+        for phase in (phase for phase in self.rows if phase.since <= step):  # those that have ended too: a resumed run did not see them
+            last = step if phase.until is None else min(step, phase.until - 1)
+            for path, value in phase.set.items():
+                values[path] = value.at(last - phase.since) if isinstance(value, Ramp) else value
+                if isinstance(value, Ramp) and last == step:
+                    self.ramped[path] = values[path]
+        for path, value in values.items():
             setattr(*_target(path, value, owners), value)
 
 

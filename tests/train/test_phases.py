@@ -83,6 +83,19 @@ def test_what_is_no_ramp_is_refused_when_the_run_is_built(ramp, message):
         build(phases=[{"set": {"match.weight": ramp}}])
 
 
+def test_a_resumed_run_has_the_values_of_rows_that_ended_before():
+    ramp = {"from": 0.0, "to": 1.0, "over": 4, "shape": "linear"}
+    rows = [{"until": 2, "set": {"model.temperature": 0.5}}, {"until": 4, "set": {"elbo.kl_weight": ramp}}, {"until": 6, "set": {}}]
+    whole, found, phases = owners(), [], Phases(rows)
+    for step in range(7):
+        resumed, afresh = owners(), Phases(rows)
+        for one, its in ((phases, whole), (afresh, resumed)):
+            one.apply(step, its)
+        assert resumed == whole and afresh.ramped == phases.ramped
+        found.append((whole["model"].temperature, whole["elbo"].kl_weight))
+    assert found == [(0.5, 9.0), (0.5, 9.0), (0.5, 0.0), (0.5, 0.25), (0.5, 0.25), (0.5, 0.25), (0.5, 0.25)]
+
+
 @pytest.mark.parametrize("path", ["model.warmth", "elbo.name", "nobody.weight", "temperature"])
 def test_a_target_that_is_no_number_is_refused(path):
     with pytest.raises(ValueError, match=rf"model\.phases: '{path}' is not a number, switch or word like 0\.0"):
