@@ -181,11 +181,11 @@ class Pretrain(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         self.phases.check(self.owners())
-        if self.ema_decay is not None:
-            self.ema = Ema(self.root, self.ema_decay, self._ema_state, self.ema_every)
-            self._ema_state = None
 
     def on_train_start(self) -> None:
+        if self.ema_decay is not None:  # now, when the weights of a checkpoint are there under every strategy
+            self.ema = Ema(self.root, self.ema_decay, self._ema_state, self.ema_every)
+            self._ema_state = None
         for change in apply_settings(self.optimizers().optimizer, self.settings):  # what the user says wins over the checkpoint
             pl.utilities.rank_zero_warn(f"optimizer: {change}")
 
@@ -295,6 +295,4 @@ class Pretrain(EvaluatedModule):
             if "guard" in checkpoint:  # absent from checkpoints of the first version
                 self.guard.load_state_dict(checkpoint["guard"])
                 self.meter.load(checkpoint["meter"])
-        self._ema_state = checkpoint.get("ema")
-        if self.ema is not None and self._ema_state is not None:
-            self.ema.load(self._ema_state)
+        self.ema, self._ema_state = None, checkpoint.get("ema")

@@ -9,8 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from helpers.child import child
 from train.fakes import FakeData
-from train.runs import build, quiet, trainer
+from train.runs import build, full, quiet, trainer
 
 from mmpretrain.train import atomic
 from mmpretrain.train.atomic import CheckpointError
@@ -48,6 +49,28 @@ def test_sums_and_counts_of_an_interval_are_in_the_checkpoint(tmp_path: Path) ->
         assert parts[8][name] == whole[8][name]
     state = atomic.load(tmp_path / "parts" / "checkpoints" / "step-00000006.ckpt")
     assert state["callbacks"]["Metrics"]["samples"] == 16 and state["meter"]["train/loss"][1] == 2
+
+
+class Apart(pl.Callback):
+    """How far the average is from the parameters after the first step."""
+
+    def on_train_batch_end(self, fitter: pl.Trainer, module: Any, *_: Any) -> None:
+        average, parameters = module.ema.state(), dict(module.root.named_parameters())
+        self.apart = max(float((full(parameters[name]) - value).abs().max()) for name, value in average.items())
+        fitter.should_stop = True
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+def test_an_average_that_is_new_starts_at_the_weights_of_the_checkpoint(tmp_path: Path, strategy: str) -> None:
+    def runs() -> None:
+        fit(tmp_path, 6, strategy=strategy)
+        apart, rate = Apart(), 3e-3
+        fitter = trainer(7, [apart], default_root_dir=tmp_path, enable_checkpointing=True, strategy=strategy)
+        fitter.fit(build(ema_decay=0.999), datamodule=FakeData(steps_per_epoch=20), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
+        assert 0 < apart.apart < 2 * rate  # one step of Adam, not those before
+
+    ended = child(runs)
+    assert ended.code == 0, ended.output[-2000:]
 
 
 @pytest.mark.parametrize("gone", ["optimizer_states", "lr_schedulers"])
