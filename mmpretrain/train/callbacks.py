@@ -121,7 +121,8 @@ class Metrics(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Pretrain) -> None:
         self._free_since = time.perf_counter()
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self.write(trainer, {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")})
+            fresh = trainer._logger_connector.metrics["callback"]  # ``callback_metrics`` keeps those that this validation did not log
+            self.write(trainer, {name: float(value) for name, value in fresh.items() if name.startswith("val/")})
 
     def write(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
         """Append one line (rank 0). Other callbacks use it for metrics of their own."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers.logger import DummyLogger
 from train.fakes import LENGTH, FakeData
@@ -38,6 +39,27 @@ def test_names_and_values_of_metrics(tmp_path: Path) -> None:
         assert 0 <= entry["data/wait_share"] <= 1
     validated = next(entry for entry in entries if "val/mlm/loss" in entry)
     assert validated["val/loss"] == pytest.approx(validated["val/mlm/loss"] + 0.5 * validated["val/match/loss"], rel=1e-5)
+
+
+class EverySecond(pl.Callback):
+    """Measures at every second validation, as ``Measure(every=2)`` does."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def on_validation_epoch_end(self, fitter: pl.Trainer, module: pl.LightningModule) -> None:
+        self.seen += 1
+        if self.seen % 2:
+            module.log("val/measured", float(self.seen))
+
+
+def test_a_validation_writes_what_it_measured_itself(tmp_path: Path) -> None:
+    quiet()
+    flags = {"val_check_interval": 1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    fitter = trainer(4, [Metrics(), EverySecond()], default_root_dir=tmp_path, **flags)
+    fitter.fit(build(), datamodule=FakeData())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"]: line.get("val/measured") for line in lines if "val/loss" in line} == {1: 1.0, 2: None, 3: 3.0, 4: None}
 
 
 @pytest.mark.fault(54)
