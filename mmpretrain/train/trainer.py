@@ -67,6 +67,7 @@ class Trainer(pl.Trainer):
         gradient_clip_algorithm: ``norm`` or ``value``.
         accumulate_grad_batches: micro-batches per optimiser step; the global batch stays what the data module says.
         use_distributed_sampler: must stay False; our loaders split by rank themselves, and Lightning's sampler always shuffles.
+        overfit_batches: must stay 0: the batches follow the position in the data.
         **kwargs: as for Lightning's Trainer.
 
     Raises:
@@ -80,6 +81,7 @@ class Trainer(pl.Trainer):
         gradient_clip_algorithm: Literal["norm", "value"] | None = None,
         accumulate_grad_batches: int = 1,
         use_distributed_sampler: bool = False,
+        overfit_batches: int | float = 0.0,
         **kwargs: Any,
     ) -> None:
         if accumulate_grad_batches < 1:
@@ -88,6 +90,13 @@ class Trainer(pl.Trainer):
             raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val} must not be negative")
         if use_distributed_sampler:
             raise ValueError("trainer.use_distributed_sampler must stay false: the loaders of mmpretrain split by rank themselves")
+        if overfit_batches:
+            raise ValueError(
+                f"trainer.overfit_batches={overfit_batches} must stay 0: batches follow the position in the data; "
+                "write a shard of a few samples and train on it (data.train)"
+            )
+        if kwargs.get("log_every_n_steps") == 0:
+            raise ValueError("trainer.log_every_n_steps=0 must be at least 1; bad samples are counted as often, too")
         self.engine = EngineFlags(gradient_clip_val or None, gradient_clip_algorithm or "norm", accumulate_grad_batches)
         self.loading: str | None = None  # the checkpoint of the command under way
         super().__init__(

@@ -44,6 +44,8 @@ def test_the_schedule_spans_the_run(flags: dict[str, Any], steps: int | None) ->
         ({"accumulate_grad_batches": 0}, "accumulate_grad_batches=0"),
         ({"gradient_clip_val": -1.0}, "gradient_clip_val=-1.0"),
         ({"use_distributed_sampler": True}, "must stay false"),
+        ({"overfit_batches": 1}, "overfit_batches=1 must stay 0"),
+        ({"log_every_n_steps": 0}, "log_every_n_steps=0 must be at least 1"),
     ],
 )
 def test_flags_out_of_range(flags: dict[str, Any], says: str) -> None:
