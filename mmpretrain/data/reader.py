@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import resource
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,12 +29,13 @@ from mmpretrain.data.remote import read_all
 from mmpretrain.data.remote_index import index_path as index_of
 from mmpretrain.data.remote_index import open_all, open_remote
 from mmpretrain.data.remote_store import Store
-from mmpretrain.data.retry import RemoteOptions
+from mmpretrain.data.retry import RemoteOptions, pause
 from mmpretrain.data.sources import Shard, shards
 from mmpretrain.types import Sample
 
 _BESIDE = 1 << 30  # bytes
 _GAP = 1 << 20  # bytes between two members of a sample that are rather read than skipped
+_TRIES = 4  # of a disk that fails: a few seconds
 
 
 def open_reader(
@@ -176,6 +178,7 @@ class ShardReader:
 
         Raises:
             BadSample: naming shard and key, where bytes differ from the index or texts break the rules.
+            DataError: the disk, or the way to it, fails for seconds: never the fault of a sample.
         """
         working.note(self.name(shard, sample))
         index = self.indexes[shard]
@@ -184,12 +187,25 @@ class ShardReader:
         unread = {name: None for name, *_ in wanted if not read.get(name, images)}
         wanted = [entry for entry in wanted if entry[0] not in unread]
         try:
-            members = self._members(shard, wanted)
+            members = self._tried(shard, wanted)
             return assemble(index.key(sample), {**members, **unread})
         except BadSample as error:
             raise BadSample.of(self.paths[shard], index.key(sample), error) from None
         except OSError as error:
-            raise BadSample.of(self.paths[shard], index.key(sample), error.strerror or error) from None
+            where, why = self.name(shard, sample), error.strerror or error
+            raise DataError(f"{where}: {why}, {_TRIES} times: the shard cannot be read; mend the disk or the way to it") from None
+
+    def _tried(self, shard: int, wanted: list[tuple[str, int, int, int]]) -> dict[str, bytes]:
+        """The members, at the first try that meets no OSError; the shard is opened anew for each, since that of a network disk that was
+        away for a moment is stale."""
+        for tried in range(1, _TRIES):
+            try:
+                return self._members(shard, wanted)
+            except OSError:
+                if shard in self._files:
+                    self._shut(shard)
+            time.sleep(pause(str(self.paths[shard]), tried))
+        return self._members(shard, wanted)
 
     def _members(self, shard: int, wanted: list[tuple[str, int, int, int]]) -> dict[str, bytes]:
         if not wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ from helpers.batches import data
 from helpers.child import child
 from helpers.shards import picture, write_shards, write_tar
 
-from mmpretrain.data import working
+from mmpretrain.data import tokenizer_training, working
 from mmpretrain.data.errors import BadSample, DataError
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.data.reader import ShardReader, open_reader
@@ -135,6 +136,39 @@ def test_a_lack_of_descriptors_is_no_fault_of_a_sample(tmp_path: Path) -> None:
     for function in (reads, raises):
         ended = child(function)
         assert ended.code == 0, ended.output[-2000:]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOMEM])
+def test_a_disk_that_fails_is_no_fault_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    reader, pread, opened = open_reader(str(write_shards(tmp_path, (3,)))), os.pread, []
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+
+    def fails(times: int) -> None:
+        def read(file: int, length: int, start: int) -> bytes:
+            opened.append(os.fstat(file).st_size)
+            if len(opened) <= times:
+                raise OSError(number, os.strerror(number))
+            return pread(file, length, start)
+
+        opened.clear()
+        monkeypatch.setattr(os, "pread", read)
+
+    fails(2)
+    assert reader.read(1).key == reader.indexes[0].key(1) and len(pauses) == 2  # the server was away for a moment
+    fails(100)
+    with pytest.raises(DataError, match=rf"00000.tar key '.*': {os.strerror(number)}, 4 times: the shard cannot be read") as refused:
+        reader.read(1)
+    assert not isinstance(refused.value, BadSample) and len(opened) == 4
+
+
+def test_a_shard_that_is_gone_is_no_damage_of_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    reader = open_reader(str(write_shards(tmp_path, (3, 3))))
+    reader.paths[1].unlink()
+    corpus = tokenizer_training.texts(reader, 6)
+    with pytest.raises(DataError, match=r"00001.tar key .*: No such file or directory"):
+        list(corpus)  # nor is a tokenizer made of the rest, and kept
 
 
 def test_a_run_that_ended_holds_no_shard(tmp_path: Path) -> None:
