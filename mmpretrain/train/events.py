@@ -24,7 +24,8 @@ _KEPT = 10_000  # lines in memory while the disk refuses
 
 class Journal:
     """Lines appended to a file. A disk that refuses stops nobody: lines wait in memory, the oldest are dropped beyond ten thousand,
-    one warning is given, and what was written only in part is cut off before the next try.
+    one warning is given, and what was written only in part is cut off before the next try. Of a line that an earlier process left in part
+    the next one does not become a part.
 
     Args:
         path: of the file; what it holds is kept.
@@ -40,11 +41,14 @@ class Journal:
         """Write one line, and those that wait; False when the disk refused."""
         self._waiting = [*self._waiting[-_KEPT + 1 :], json.dumps(dict(entry)).encode() + b"\n"]
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("a+b") as file:
                 if self._good is not None and file.tell() > self._good:
                     file.truncate(self._good)
                     file.seek(self._good)
                 self._good = file.tell()
+                file.seek(max(0, self._good - 1))
+                if file.read(1) not in (b"", b"\n"):
+                    file.write(b"\n")
                 file.write(b"".join(self._waiting))
                 file.flush()
                 self._good = file.tell()

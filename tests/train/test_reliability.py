@@ -207,6 +207,10 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(tmp_path: Path, monkeypat
         signal.signal(signal.SIGXFSZ, before)
     assert journal.append({"step": 4}) and journal.failures == 2
     assert lines(journal.path) == [{"step": step} for step in (1, 2, 3, 4)]  # the torn line is cut off, none is lost
+    with journal.path.open("ab") as file:
+        file.write(b'{"step": 5')  # of a process that was killed on a full disk
+    assert Journal(journal.path).append({"step": 6})
+    assert journal.path.read_bytes().splitlines()[-2:] == [b'{"step": 5', b'{"step": 6}']
     fitter = trainer(1, default_root_dir=tmp_path / "nowhere")
     events.note(fitter, "spike", loss=float("nan"))  # without a folder: counted alone
     assert events.counts(fitter) == {"spike": 1}
