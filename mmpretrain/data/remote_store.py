@@ -207,7 +207,7 @@ class _Ahead:
                 self.fetch(one)
             except CacheFull:
                 self.put(())  # until the plan goes on
-            except DataError:
+            except (DataError, OSError):
                 continue
 
 

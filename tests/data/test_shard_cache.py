@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from mmpretrain.data.cache import locked
 from mmpretrain.data.errors import DataError
+from mmpretrain.data.remote_store import _Ahead
 from mmpretrain.data.shard_cache import CacheFull, ShardCache
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -114,6 +116,21 @@ def test_nobody_waits_for_a_download_ahead():
     with locked(str(cache.path("a"))):
         assert put(cache, "a", wait=False) is False
     assert put(cache, "a", wait=False) is True
+
+
+def test_fetching_ahead_goes_on_behind_a_shard_that_fails():
+    fetched, done = [], threading.Event()
+
+    def fetch(shard: str) -> None:
+        fetched.append(shard)
+        if shard == "a":
+            raise FileNotFoundError("someone cleared the cache")
+        done.set()
+
+    ahead = _Ahead(fetch)
+    ahead.put(["a", "b"])
+    assert done.wait(20) and fetched == ["a", "b"]
+    ahead.put(None)
 
 
 def test_a_folder_that_cannot_be_made_is_named(own_cache):
