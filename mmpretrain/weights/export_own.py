@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpretrain.nn.heads import VocabularyHead
-from mmpretrain.nn.hidden import Coded, Paired
+from mmpretrain.nn.hidden import Causal, Coded, Paired
 from mmpretrain.types import Batch
 from mmpretrain.weights.export_check import Proof, compare
 
@@ -41,12 +41,12 @@ def outputs(pretrained: Any, images: Sequence[Any], texts: Sequence[str]) -> dic
             return {name: x for name, x in parts.items() if x is not None}
         if isinstance(hidden, Coded):
             return {"logits of the codes": hidden.logits_BKhw, "output of the decoder": hidden.output_BCHW}
-        parts = {
-            "states of the text": None if hidden.text is None else hidden.text.x_ND,
-            "states of the image": None if hidden.image is None else hidden.image.x_ND,
-            "pooled state": hidden.pooled_BD,
-        }
-        found = {name: x for name, x in parts.items() if x is not None}
+        sides = {"text": hidden.text, "image": hidden.image}
+        found = {f"states of the {name}": states.x_ND for name, states in sides.items() if states is not None}
+        if isinstance(hidden, Causal):
+            return found | {f"logits of {name}": objectives[name].logits(hidden, batch) for name in objectives}
+        if hidden.pooled_BD is not None:
+            found["pooled state"] = hidden.pooled_BD
         for name in objectives:
             objective = objectives[name]
             if hasattr(objective, "score") and hidden.pooled_BD is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from mmpretrain.generate.choosing import Sampling
 from mmpretrain.generate.generator import Generator, Start, and_empty
 from mmpretrain.models.dalle import no_text
 from mmpretrain.types import Text
+from mmpretrain.weights.export import export
 
+COMPARED = (("states of the", "text"), ("states of the", "image"), ("logits of", "text"), ("logits of", "code"))
 PROMPTS = ["a red cube above a green ball", "two blue balls"]
 
 
@@ -187,3 +190,11 @@ def test_options_are_checked_before_anything_is_drawn(generator):
         generator(PROMPTS[0], sampling=Sampling(top_k=25))
     with pytest.raises(ValueError, match="n=0"):
         generator(PROMPTS[0], n=0)
+
+
+def test_an_exported_folder_draws_the_same(place, generator, tmp_path):
+    report = json.loads(export(generator.dalle, "safetensors", tmp_path / "out").read_text())
+    assert report["largest_difference"] == 0
+    assert {one["name"] for one in report["outputs"]} == {f"{what} {name}" for what, name in COMPARED}
+    (again,) = mmpretrain.Generator.load(tmp_path / "out", place / "dvae.ckpt")(PROMPTS[0], n=2)
+    assert torch.equal(again.codes_Nhw, generator(PROMPTS[0], n=2)[0].codes_Nhw)
