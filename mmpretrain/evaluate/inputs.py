@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mmpretrain.data.decode import decode_image
+from mmpretrain.data.decode import decode_image, finished, refusals
 from mmpretrain.data.errors import BadSample
 from mmpretrain.types import Regions, Sample, Visual
 
 ImageLike = Image.Image | str | Path | bytes | Tensor
 VisualLike = ImageLike | Regions | Sample | Visual
+_SLACK = 1e-3  # rounding of floats beyond 0 and 1
 
 
 def file_of(image: ImageLike) -> bytes | None:
@@ -50,14 +51,36 @@ def picture_of(image: ImageLike) -> Image.Image:
                 raise BadSample(f"{image}: {error}") from None
             raise
     if isinstance(image, Image.Image):
-        if image.mode == "RGB":
-            return image
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")  # so that transparency and palettes are treated exactly as in shards
-        return decode_image(buffer.getvalue())
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"an image of mode {image.mode} does not say what its brightest value is: scale it to 0 to 255 and convert it to RGB"
+            )
+        with refusals(b"an image"):
+            return finished(image.copy())  # its orientation, transparency and palette are treated as those of a file
+    return _of_tensor(image)
+
+
+def _of_tensor(image: object) -> Image.Image:
+    if not isinstance(image, Tensor):
         raise ValueError(f"an image is a PIL image, a path, bytes or a tensor (3, H, W), not {type(image).__name__}")
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise ValueError(f"an image as a tensor is (3, H, W), not {tuple(image.shape)}")
     values = image.detach().cpu()
     if values.is_floating_point():
-        values = (values.clamp(0, 1) * 255).round()
-    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+        values = values.float()
+        if not bool(((values >= -_SLACK) & (values <= 1 + _SLACK)).all()):
+            low, high = values.min().item(), values.max().item()
+            raise ValueError(f"an image as a tensor of floats has values from 0 to 1, not from {low:.4g} to {high:.4g}; of uint8, 0 to 255")
+        values = (values.clamp(0, 1) * 255).round().to(torch.uint8)
+    if values.dtype != torch.uint8:
+        raise ValueError(f"an image as a tensor is of uint8 or of floats from 0 to 1, not of {str(values.dtype).removeprefix('torch.')}")
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+
+def listed(images: VisualLike | Sequence[VisualLike]) -> list[VisualLike]:
+    """The images as a list; a single one, which may itself be a sequence, as a list of it."""
+    if isinstance(images, Tensor):
+        return [images] if images.ndim < 4 else list(images)
+    if isinstance(images, str | Path | bytes | Image.Image | Regions | Sample | Visual):
+        return [images]
+    return list(images)

@@ -16,7 +16,7 @@ from mmpretrain.data.collate import Collator
 from mmpretrain.data.tags import Tagger
 from mmpretrain.data.visual import Shown
 from mmpretrain.evaluate.engine import Engine, Runner
-from mmpretrain.evaluate.inputs import VisualLike
+from mmpretrain.evaluate.inputs import VisualLike, listed
 from mmpretrain.evaluate.seeing import Seeing
 from mmpretrain.types import Collate, Sample, Tokens, Visual, Vocabulary
 
@@ -108,10 +108,21 @@ class Pretrained(Engine):
     def tokenize(self, text: Sequence[str]) -> list[Tokens]: ...
 
     def tokenize(self, text: str | Sequence[str]) -> Tokens | list[Tokens]:
-        """Token ids with special tokens, as in training; one ``Tokens`` per text. Too long texts are cut."""
+        """Token ids with special tokens, as in training; one ``Tokens`` per text. Too long texts are cut.
+
+        Raises:
+            ValueError: the checkpoint has no tokenizer; something is no text, or cannot be written as UTF-8.
+        """
         if self.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer: it was trained without text")
-        return self.tokenizer.tokenize(text) if isinstance(text, str) else [self.tokenizer.tokenize(t) for t in text]
+        texts = [text] if isinstance(text, str) else list(text)
+        for one in texts:
+            if not isinstance(one, str):
+                raise ValueError(f"a text is a str, not {type(one).__name__}")
+            if not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
+                raise ValueError(f"a text that is not UTF-8: {one[:60]!r}")
+        made = [self.tokenizer.tokenize(one) for one in texts]
+        return made[0] if isinstance(text, str) else made
 
     def _seeing(self, shown: Shown, tagger: Tagger | None) -> Seeing:
         known = self.vocabulary.codes if self.vocabulary is not None and self.vocabulary.codes else MAX_KNOWN
@@ -173,21 +184,24 @@ class Pretrained(Engine):
         found = self.see(image)
         return found if found.image is None or found.regions is not None or found.codes is not None else found.image
 
-    def encode_image(self, images: Sequence[VisualLike]) -> Tensor:
+    def encode_image(self, images: VisualLike | Sequence[VisualLike]) -> Tensor:
         """Vectors of images, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
+        images = listed(images)
         parts = [images[start : start + IMAGES] for start in range(0, len(images), IMAGES)] or [images]
         return torch.cat([self.encode_pixels([self.see(image) for image in part]) for part in parts])
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Vectors of texts, float32 (n, width); of length 1 for dual encoders. For fusion models see the class."""
-        return self.encode_tokens(self.tokenize(list(texts)))
+        return self.encode_tokens(self.tokenize([texts] if isinstance(texts, str) else texts))
 
-    def score(self, images: Sequence[VisualLike], texts: Sequence[str], mode: str = "pairs", output: str = "score") -> Tensor:
+    def score(
+        self, images: VisualLike | Sequence[VisualLike], texts: str | Sequence[str], mode: str = "pairs", output: str = "score"
+    ) -> Tensor:
         """How well texts fit images.
 
         Args:
-            images: n images, see :meth:`see`.
-            texts: n texts for ``mode="pairs"``, m for ``mode="matrix"``.
+            images: one image or n, see :meth:`see`.
+            texts: one text or n for ``mode="pairs"``, m for ``mode="matrix"``.
             mode: "pairs" gives (n,), text i with image i; "matrix" gives (n, m).
             output: "score": cosine, or log-odds of matching for fusion models; "logit": what the loss saw (cosine times scale plus
                 bias, or log-odds); "probability": its sigmoid, for fusion models and sigmoid-trained dual encoders.
@@ -197,9 +211,10 @@ class Pretrained(Engine):
         """
         if mode not in ("pairs", "matrix"):
             raise ValueError(f"score: mode is 'pairs' or 'matrix', not {mode!r}")
+        images, texts = listed(images), [texts] if isinstance(texts, str) else list(texts)
         if mode == "pairs" and len(images) != len(texts):
             raise ValueError(f"score: mode 'pairs' needs as many texts as images, not {len(texts)} and {len(images)}; use mode='matrix'?")
-        visuals, tokens = [self.see(image) for image in images], self.tokenize(list(texts))
+        visuals, tokens = [self.see(image) for image in images], self.tokenize(texts)
         if self.dual:
             image_nE, text_mE = self.encode_pixels(visuals), self.encode_tokens(tokens)
             scores = (image_nE * text_mE).sum(dim=1) if mode == "pairs" else image_nE @ text_mE.T

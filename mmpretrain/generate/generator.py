@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from mmpretrain.data.codes_info import CodesInfo
-from mmpretrain.data.errors import BadSample
 from mmpretrain.data.image import ImageTransform
 from mmpretrain.evaluate.inputs import ImageLike, picture_of
 from mmpretrain.evaluate.loading import load
@@ -193,12 +192,7 @@ class Generator:
         rows = max(1, self.grid[0] // 2) if start.rows is None else start.rows
         if not 1 <= rows < self.grid[0]:
             raise ValueError(f"keep_rows={rows} must be between 1 and {self.grid[0] - 1}: a picture has {self.grid[0]} rows of codes")
-        try:
-            picture = picture_of(start.image)
-        except BadSample as error:
-            name = f"{start.image}: " if isinstance(start.image, str | Path) else ""
-            raise ValueError(f"{name}the picture to begin with cannot be read ({error})") from None
-        return self.encode([picture])[0, :rows].flatten()
+        return self.encode([start.image])[0, :rows].flatten()
 
     def encode(self, images: Sequence[ImageLike]) -> Tensor:
         """Codes of pictures as the transformer was trained on them, in its grid: int64 (n, h, w).

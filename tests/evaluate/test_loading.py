@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 import mmpretrain
+from mmpretrain.evaluate.inputs import picture_of
 from mmpretrain.evaluate.loading import find
 from mmpretrain.evaluate.rebuild import RefusedCheckpoint, build, resolve
 
@@ -75,6 +76,48 @@ def test_images_in_any_form(tmp_path: Path, system: str) -> None:
         model.encode_image([tmp_path / "none.png"])
     with pytest.raises(ValueError, match="an image is"):
         model.encode_image([7])
+
+
+def test_a_picture_that_pillow_opened_is_that_of_its_file(tmp_path: Path) -> None:
+    """Orientation, inks, transparency and palettes; the user's picture stays as it is."""
+    image, turned = pictures(1)[0], Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=turned)
+    image.convert("CMYK").save(tmp_path / "inks.jpg")
+    for mode in ("P", "LA", "RGBA", "1"):
+        image.convert(mode).save(tmp_path / f"{mode}.png", transparency=3 if mode == "P" else None)
+    for path in sorted(tmp_path.iterdir()):
+        with Image.open(path) as given:
+            size, mode = given.size, given.mode
+            assert np.array_equal(np.asarray(picture_of(given)), np.asarray(picture_of(path))), path
+            assert (given.size, given.mode) == (size, mode)
+    with pytest.raises(ValueError, match="an image of mode F does not say"):
+        picture_of(image.convert("F"))
+
+
+def test_tensors_that_are_no_pictures() -> None:
+    for tensor, said in (
+        (torch.zeros(1, 8, 8), r"is \(3, H, W\), not \(1, 8, 8\)"),
+        (torch.zeros(3, 0, 8), r"is \(3, H, W\)"),
+        (torch.full((3, 8, 8), 200.0), "values from 0 to 1, not from 200 to 200"),
+        (torch.full((3, 8, 8), torch.nan), "values from 0 to 1"),
+        (torch.full((3, 8, 8), 200), "not of int64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            picture_of(tensor)
+
+
+def test_one_image_and_one_text_are_no_lists(tmp_path: Path) -> None:
+    model, image = mmpretrain.load(checkpoint(tmp_path / "a.ckpt", "clip")), pictures(1)[0]
+    image.save(tmp_path / "image.png")
+    for one in (image, tmp_path / "image.png", str(tmp_path / "image.png"), model.transform(image)):
+        assert torch.equal(model.encode_image(one), model.encode_image([one]))
+    assert torch.equal(model.encode_text("a red cube"), model.encode_text(["a red cube"]))
+    assert torch.equal(model.score([image, image], "a red cube", mode="matrix"), model.score([image, image], ["a red cube"], "matrix"))
+    assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 32) and model.score([], []).shape == (0,)
+    for wrong in (None, 3, "a \udcff cube"):
+        with pytest.raises(ValueError, match="a text"):
+            model.encode_text([wrong])
 
 
 def test_raw_or_averaged_weights(tmp_path: Path) -> None:
