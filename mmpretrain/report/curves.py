@@ -62,9 +62,11 @@ def _objective(split: str, rest: str) -> tuple[str, str, str] | None:
 
 
 def _measured(split: str, rest: str) -> tuple[str, str, str]:
-    """What ``evaluate`` measures: ``retrieval/<set>/i2t_R@5``, ``matching/<set>/edits/colour/accuracy``, ``mlm/<set>/accuracy``."""
+    """What ``evaluate`` measures: ``retrieval/<set>/i2t_R@5``, ``matching/<set>/edits/colour/accuracy``, ``mlm/<set>/accuracy``,
+    ``likelihood/<set>/code/loss_other_text``."""
     *path, leaf = rest.split("/")
-    where = " ".join(path[:2]) + (", test" if split == "test" else "")
+    likelihood = path[:1] == ["likelihood"]  # of an objective
+    where = " ".join(path[: 3 if likelihood else 2]) + (", test" if split == "test" else "")
     direction = {"i2t": "image to text", "t2i": "text to image"}.get(leaf.partition("_")[0])
     if direction is not None:
         of = leaf.partition("_")[2]
@@ -73,6 +75,8 @@ def _measured(split: str, rest: str) -> tuple[str, str, str]:
         return "Validation", f"{where}: {_words(leaf)}", path[2]
     if path and path[0] == "matching" and len(path) > 3:
         return "Validation", f"{where}: {_words(leaf)} by {path[2].removesuffix('s')}", " ".join(path[3:])
+    if likelihood:
+        return "Validation", f"{where}: {leaf.partition('_')[0]}", _words(leaf)
     if path and path[0] == "reconstruction":
         return "Validation", f"{where}: {_words(leaf)}", split
     if path and path[0] == "mim" and leaf in _TOLD:

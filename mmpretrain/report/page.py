@@ -118,7 +118,7 @@ def _headlines(rows: tuple[Row, ...]) -> list[Row]:
     found: dict[tuple[str, ...], Row] = {}
     for row in rows:
         parts = re.sub(r"@\d+$", "", row.name).split("/")
-        detail = len(parts) > 4 or parts[-1] in ("preferred", "accuracy_without_image", "accuracy_other_image")
+        detail = len(parts) > 4 or parts[-1] == "preferred" or re.search(r"_(without|other)_(image|text)$", parts[-1])
         if row.chance is None or not isinstance(row.value, float) or detail:
             continue
         kind = (parts[0], *parts[2:]) if len(parts) > 2 else tuple(parts)  # without the name of the set

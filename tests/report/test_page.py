@@ -142,6 +142,8 @@ def test_pictures_outside_the_run_are_not_read(tmp_path: Path) -> None:
         ("val/mlm/scenes/accuracy_other_image", ("Validation", "mlm scenes: accuracy", "with another image")),
         ("val/mlm/scenes/accuracy", ("Validation", "mlm scenes: accuracy", "with image")),
         ("val/retrieval/scenes/i2t_median_rank", ("Validation", "retrieval scenes: median rank", "image to text")),
+        ("val/likelihood/scenes/code/loss_other_text", ("Validation", "likelihood scenes code: loss", "loss other text")),
+        ("test/likelihood/scenes/text/accuracy", ("Validation", "likelihood scenes text, test: accuracy", "accuracy")),
         ("val/zeroshot/emoji/top5", ("Validation", "zeroshot emoji", "top5")),
         ("val/retrieval/scenes/t2i_R@10", ("Validation", "retrieval scenes: text to image", "R@10")),
         ("speed/samples_per_s", ("Speed", "samples/s", "")),
@@ -178,6 +180,7 @@ def test_markup() -> None:
 def test_headlines_are_one_of_each_kind() -> None:
     names = [f"retrieval/{s}/{d}_R@{k}" for s in ("a", "b") for d in ("i2t", "t2i") for k in (1, 10)]
     names += ["matching/a/random/accuracy", "matching/a/random/preferred", "matching/a/edits/colour/accuracy", "mlm/a/accuracy"]
+    names += ["mlm/a/accuracy_other_image", "mim/a/accuracy_other_text"]
     shown = [row.name for row in _headlines(tuple(Row(name, 0.5, 0.1) for name in names))]
     assert shown == ["retrieval/a/i2t_R@10", "retrieval/a/t2i_R@10", "matching/a/random/accuracy", "mlm/a/accuracy"]
 
