@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mmpretrain.evaluate.mlm import true_text
+from mmpretrain.evaluate.mlm import most_frequent, true_text
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, with_visuals
@@ -30,15 +30,15 @@ def likelihood(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000, 
 
     Returns:
         for each objective ``likelihood/<set>/<objective>/loss``, ``/perplexity`` (its exponential) and ``/accuracy`` (of the most probable
-        token). Of those that predict codes ``/loss_other_text``, under the text of another sample, where there is another, and
-        ``/loss_without_text``, under no text: what the picture is predicted from by guidance, of little meaning where no captions were
-        dropped in training. Nothing where no token counts.
+        token; its chance is the share of the most frequent one). Of those that predict codes ``/loss_other_text``, under the text of
+        another sample, where there is another, and ``/loss_without_text``, under no text: what the picture is predicted from by guidance,
+        of little meaning where no captions were dropped in training. Nothing where no token counts.
     """
     names = [name for name in pretrained.objectives if hasattr(pretrained.objectives[name], "surprisal")]
     if pretrained.kind != "causal" or not names:
         return []
     wanted = chosen(data, limit, lambda sample: pretrained.shows(sample) and true_text(sample) is not None)
-    totals, seen = dict[tuple[str, str], torch.Tensor](), 0
+    totals, labels, seen = dict[tuple[str, str], torch.Tensor](), {name: torch.zeros(0, dtype=torch.int64) for name in names}, 0
     for part, others in _with_others(pretrained, with_visuals(pretrained, wanted), batch_size):
         text = pretrained.text([tokens for _, _, tokens in part])
         keys = torch.zeros(len(part), dtype=torch.int64, device=pretrained.device)
@@ -48,15 +48,18 @@ def likelihood(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000, 
         for suffix, given in views.items():
             for name, found in pretrained.run(partial(_step, names=names, batch=given, only_codes=suffix != OWN)).items():
                 totals[name, suffix] = totals.get((name, suffix), torch.zeros(3, dtype=torch.float64)) + found
+        for name in names:
+            labels[name] = torch.cat([labels[name], pretrained.objectives[name].targets(batch).cpu()])
         seen += len(part)
     protocol = f"{seen} first true texts, count is tokens{pretrained.how}"
-    rows: list[tuple[str, float, int]] = []
+    rows: list[tuple[str, float, float | None, int]] = []
     for (name, suffix), (loss, count, right) in ((key, value.tolist()) for key, value in sorted(totals.items()) if value[1] > 0):
         values = {f"loss{suffix}": loss / count}
         values |= {"perplexity": math.exp(loss / count), "accuracy": right / count} if suffix == OWN else {}
-        rows += [(f"{name}/{what}", value, int(count)) for what, value in values.items()]
+        chance = most_frequent(labels[name])
+        rows += [(f"{name}/{what}", value, chance if what == "accuracy" else None, int(count)) for what, value in values.items()]
     stamp = partial(Stamp, f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, weights=pretrained.weights)
-    return [Result(f"likelihood/{data.name}/{name}", value, None, stamp(count=count)) for name, value, count in rows]
+    return [Result(f"likelihood/{data.name}/{name}", value, chance, stamp(count=count)) for name, value, chance, count in rows]
 
 
 def _with_others(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpretrain.evaluate.mlm import true_text
+from mmpretrain.evaluate.mlm import most_frequent, true_text
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
 from mmpretrain.evaluate.samples import EvalSet, chosen, chunks, with_visuals
@@ -57,8 +57,7 @@ def masked_codes(pretrained: Pretrained, data: EvalSet, limit: int | None = 1000
     results = []
     for suffix, (right, count) in totals.items():
         stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, int(count), pretrained.weights)
-        chance = float(labels.bincount().max()) / len(labels) if len(labels) else None
-        results += [Result(f"mim/{data.name}/accuracy{suffix}", right / count, chance, stamp)] if count else []
+        results += [Result(f"mim/{data.name}/accuracy{suffix}", right / count, most_frequent(labels), stamp)] if count else []
     return results
 
 

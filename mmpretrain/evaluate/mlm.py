@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.result import Result, Stamp
@@ -36,14 +37,15 @@ def masked_accuracy(pretrained: Pretrained, data: EvalSet, limit: int | None = 1
         seed: of the masks; the same masks for every model with this tokenizer.
 
     Returns:
-        ``mlm/<set>/accuracy``; ``mlm/<set>/accuracy_other_image``, with that of another sample in its place, where there is another;
-        ``mlm/<set>/accuracy_without_image`` of models that read text alone. Nothing where no token was chosen.
+        ``mlm/<set>/accuracy``, whose chance is the share of the most frequent token among the chosen; ``mlm/<set>/accuracy_other_image``,
+        with that of another sample in its place, where there is another; ``mlm/<set>/accuracy_without_image`` of models that read text
+        alone. Nothing where no token was chosen.
     """
     name = next((n for n in pretrained.objectives if _is_mlm(pretrained.objectives[n])), None)
     if name is None:
         return []
     wanted = chosen(data, limit, lambda sample: pretrained.shows(sample) and true_text(sample) is not None)
-    totals, seen = dict[str, list[float]](), 0
+    totals, labels, seen = dict[str, list[float]](), torch.zeros(0, dtype=torch.int64), 0
     for part, others in _with_others(with_visuals(pretrained, wanted), batch_size):
         keys = torch.tensor([key_of(_MASK, seed, seen + i) for i in range(len(part))], dtype=torch.int64, device=pretrained.device)
         tokens = pretrained.tokenize([true_text(sample) or "" for sample, _ in part])
@@ -54,15 +56,15 @@ def masked_accuracy(pretrained: Pretrained, data: EvalSet, limit: int | None = 1
         views |= {"_without_image": batch} if pretrained.model.spec.alone else {}
         for suffix, given in views.items():
             total = totals.setdefault(suffix, [0.0, 0.0])
-            right, count = pretrained.run(partial(_step, name=name, batch=given))
-            total[0] += right
-            total[1] += count
+            right, count, found = pretrained.run(partial(_step, name=name, batch=given))
+            total[0], total[1] = total[0] + right, total[1] + count
+            labels = torch.cat([labels, found]) if suffix == "" else labels
         seen += len(part)
     protocol = f"{seen} texts, tokens chosen by the recipe's masking rule with seed {seed}, count is tokens{pretrained.how}"
     results = []
     for suffix, (right, count) in totals.items():
         stamp = Stamp(f"{data.name}@{data.fingerprint}", protocol, pretrained.precision, int(count), pretrained.weights)
-        results += [Result(f"mlm/{data.name}/accuracy{suffix}", right / count, None, stamp)] if count else []
+        results += [Result(f"mlm/{data.name}/accuracy{suffix}", right / count, most_frequent(labels), stamp)] if count else []
     return results
 
 
@@ -82,8 +84,14 @@ def _is_mlm(objective: Any) -> bool:
     return getattr(objective, "kind", None) == "fused" and hasattr(objective, "predict") and hasattr(objective, "whole_word")
 
 
-def _step(model: torch.nn.Module, objectives: Mapping[str, Any], name: str, batch: Batch) -> tuple[float, float]:
+def most_frequent(labels_R: Tensor) -> float | None:
+    """The share of the most frequent one: the chance level of guessing them. None where there is none."""
+    return float(labels_R.bincount().max()) / len(labels_R) if len(labels_R) else None
+
+
+def _step(model: torch.nn.Module, objectives: Mapping[str, Any], name: str, batch: Batch) -> tuple[float, float, Tensor]:
+    """Right guesses, guesses, and the tokens that stood there."""
     objective = objectives[name]
     corrupted = objective.corrupt(batch, {})
     right, count = objective(model(corrupted, "fused"), corrupted).stats["accuracy"]
-    return float(right), float(count)
+    return float(right), float(count), corrupted.targets[name].labels_R.cpu()

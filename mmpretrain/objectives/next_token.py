@@ -91,6 +91,11 @@ class NextToken(Objective):
         """Tokens that count; may be 0."""
         return (self._labels(batch) != IGNORED).sum().float()
 
+    def targets(self, batch: Batch) -> Tensor:
+        """The tokens that count, int64 (n,)."""
+        labels_BS = self._labels(batch)
+        return labels_BS[labels_BS != IGNORED]
+
     def logits_of(self, state_BD: Tensor) -> Tensor:
         """Logits of the token behind each state: (B, vocabulary), fp32.
 

@@ -72,6 +72,11 @@ def test_means_are_over_all_tokens_of_the_set(pretrained: Pretrained, batch_size
         assert result.value == pytest.approx(loss / count, rel=1e-5) and result.stamp.count == count
         assert found[f"likelihood/few/{name}/perplexity"].value == pytest.approx(math.exp(loss / count), rel=1e-4)
         assert 0 <= found[f"likelihood/few/{name}/accuracy"].value <= 1
+    codes = np.concatenate([np.random.default_rng(i).integers(CODES, size=GRID).flatten() for i in range(len(CAPTIONS))])
+    words = np.array(" ".join(CAPTIONS).split(), dtype=int)
+    for name, tokens in (("code", codes), ("text", words)):
+        assert found[f"likelihood/few/{name}/accuracy"].chance == np.bincount(tokens).max() / len(tokens)
+    assert found["likelihood/few/code/loss"].chance is None
     assert found["likelihood/few/code/loss"].stamp.protocol == "5 first true texts, count is tokens; images are codes"
     untold = sum(alone(pretrained, "", i)["code"][0] for i in range(len(CAPTIONS))) / (len(CAPTIONS) * GRID[0] * GRID[1])
     assert found["likelihood/few/code/loss_without_text"].value == pytest.approx(untold, rel=1e-5)

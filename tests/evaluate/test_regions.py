@@ -129,6 +129,7 @@ def test_the_other_image_is_never_the_own() -> None:
         found = {result.name.rpartition("/")[2]: result for result in masked_accuracy(fakes.pretrained(), data, batch_size=batch_size)}
         assert found["accuracy"].value == 1.0 and found["accuracy_other_image"].value == 0.0
         assert {result.stamp.count for result in found.values()} == {3}
+        assert {result.chance for result in found.values()} == {1 / 3}  # of three tokens, each once
     alone = masked_accuracy(fakes.pretrained(), data._replace(samples=data.samples[:1]))
     assert [result.name for result in alone] == ["mlm/fake/accuracy", "mlm/fake/accuracy_without_image"]
 

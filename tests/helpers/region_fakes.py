@@ -18,6 +18,7 @@ from mmpretrain.evaluate.pretrained import Pretrained
 from mmpretrain.evaluate.samples import EvalSet
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout, Ragged
+from mmpretrain.objectives.mlm import MaskedTokens
 from mmpretrain.types import Batch, Regions, Sample, Score, Spec, Statement, Tokens, Vocabulary
 
 MASKED = 15
@@ -80,11 +81,12 @@ class ColourWords(nn.Module):
         colour_BT = (ids_BT >= 3) & (ids_BT < 6)
         labels_B = torch.where(colour_BT, ids_BT - 3, 99).amin(1)
         masked = batch.text._replace(ids_BT=torch.where(colour_BT, MASKED, ids_BT))
-        return batch._replace(text=masked, targets={"labels": labels_B})
+        target = MaskedTokens(torch.arange(batch.size), labels_B, torch.tensor(float(batch.size)))
+        return batch._replace(text=masked, targets={"mlm": target})
 
     def forward(self, hidden: Fused, batch: Batch) -> Score:
         seen_B3 = hidden.image.x_ND
-        right_B = (seen_B3.argmax(1) == batch.targets["labels"]) & (seen_B3.amax(1) > 0)
+        right_B = (seen_B3.argmax(1) == batch.targets["mlm"].labels_R) & (seen_B3.amax(1) > 0)
         count = torch.tensor(float(batch.size))
         return Score(count, count, {"accuracy": (right_B.float().sum(), count)})
 
