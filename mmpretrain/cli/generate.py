@@ -199,8 +199,6 @@ def _measure(options: argparse.Namespace) -> int:
 def _judges(options: argparse.Namespace, generator: Generator) -> Any:
     """What the options name to measure by."""
     import mmpretrain
-    from mmpretrain.evaluate.distances import read_features
-    from mmpretrain.evaluate.generation import Reference
     from mmpretrain.evaluate.inception import Inception
     from mmpretrain.evaluate.probe_training import trained
     from mmpretrain.evaluate.samples import open_set
@@ -211,9 +209,23 @@ def _judges(options: argparse.Namespace, generator: Generator) -> Any:
     if options.judge is not None:
         clip = ClipScorer(mmpretrain.load(place_of(options.judge), device=options.device)).pretrained
     inception = None if options.inception is None else Inception.load(options.inception)
-    features = None
-    if options.features is not None and inception is not None:
-        features = Reference("inception", inception.features, *read_features(options.features))
+    features = None if options.features is None else _reference(options.features, inception)
     real = None if options.real is None else open_set("real", options.real)
     probe = None if options.probe == "none" else trained(open_set("probe", options.probe or "scenes:train"))
     return Judges(probe, clip, inception, features, real)
+
+
+def _reference(path: Path, inception: Any) -> Any:
+    """The features of real pictures in a file.
+
+    Raises:
+        UserError: they are of another network.
+    """
+    from mmpretrain.evaluate.distances import read_features
+    from mmpretrain.evaluate.generation import Reference
+    from mmpretrain.evaluate.inception import WIDTH
+
+    found = Reference("inception", inception.features, *read_features(path))
+    if (width := len(found.moments.mean_D)) != WIDTH:
+        raise UserError(f"{path}: features of {width} values, FID's Inception gives {WIDTH}: name those of that network")
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,10 +124,12 @@ def read_features(path: Path) -> tuple[Moments, np.ndarray | None]:
         if not {"mu", "sigma"} <= set(arrays):
             raise ValueError(f"it holds {', '.join(sorted(arrays)) or 'nothing'}, neither features nor mu and sigma")
         mean_D, covariance_DD = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
-        if covariance_DD.shape != (*mean_D.shape, *mean_D.shape) or not np.isfinite(covariance_DD).all():
+        if mean_D.ndim != 1 or covariance_DD.shape != mean_D.shape * 2:
             raise ValueError(f"mu {mean_D.shape} and sigma {covariance_DD.shape} do not go together")
+        if not (np.isfinite(mean_D).all() and np.isfinite(covariance_DD).all()):
+            raise ValueError("mu and sigma hold numbers that are not finite")
         return Moments(mean_D, covariance_DD, 0), None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ValueError(f"{path}: no file of features ({reason}); see docs/generate.md") from None
 

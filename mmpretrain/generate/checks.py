@@ -121,6 +121,11 @@ def counter(model: Pretrained) -> tuple[Callable[[str], int], int]:
     return (lambda text: len(uncut.tokenize(text).ids)), model.tokenizer.max_tokens
 
 
+def has_word(text: str, dalle: Pretrained) -> bool:
+    """Whether the tokenizer knows anything of a text."""
+    return bool(text.strip()) and bool(set(dalle.tokenize(text).ids) - set(dalle.tokenizer.vocabulary.special))
+
+
 def prompts(given: Sequence[str], dalle: Pretrained, scorer: Any = None) -> list[str]:
     """The prompts without white space at their ends.
 
@@ -138,7 +143,7 @@ def prompts(given: Sequence[str], dalle: Pretrained, scorer: Any = None) -> list
             raise ValueError(f"{name} is empty: say what is to be seen, such as 'a red circle left of a blue square'")
         text = text.strip()
         name = f"{name}, {(text if len(text) <= 60 else text[:57] + '...')!r},"
-        if not set(dalle.tokenize(text).ids) - set(dalle.tokenizer.vocabulary.special):
+        if not has_word(text, dalle):
             raise ValueError(f"{name} has no word that the tokenizer of {dalle.named} knows")
         for length, most, what in counters:
             if length(text) > most:

@@ -101,6 +101,7 @@ def measure(
     if judges.probe is None and judges.clip is None and judges.inception is None:
         raise ValueError("generation: there is nothing to measure by; give a probe, a CLIP or Inception weights")
     held = collect(generator, data, judges, task.limit)
+    references = _references(judges, data, held)  # what cannot be compared is said before anything is drawn
     texts = [prompt.text for prompt in held.prompts]
     drawn = generator(texts, task.n, task.sampling, batch=task.batch, progress=progress)
     shown = {
@@ -112,7 +113,6 @@ def measure(
     if task.ceilings:
         shown["reconstructed"] = Prompted(reconstructed(generator, held.real), each)
         shown["real"] = Prompted(held.real, each)
-    references = _references(judges, data, held)
     how = f"{len(texts)} captions, {task.n} pictures of each, {task.sampling.describe()}"
     results = []
     for name, prompted in shown.items():
@@ -148,10 +148,10 @@ def collect(generator: Generator, data: EvalSet, judges: Judges, limit: int | No
 
 
 def _fits(generator: Generator, judges: Judges) -> Callable[[str], bool]:
-    """Whether a caption can be read whole by all models that read it."""
+    """Whether a caption can be read whole by all models that read it, and the transformer knows a word of it."""
     models = [generator.dalle, getattr(generator.scorer, "pretrained", None), judges.clip]
     lengths = [checks.counter(model) for model in models if model is not None]
-    return lambda caption: bool(caption.strip()) and all(length(caption) <= most for length, most in lengths)
+    return lambda caption: checks.has_word(caption, generator.dalle) and all(length(caption) <= most for length, most in lengths)
 
 
 def reconstructed(generator: Generator, pictures: Sequence[Tensor]) -> list[Tensor]:

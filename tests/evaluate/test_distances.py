@@ -99,7 +99,14 @@ def test_files_of_features(tmp_path: Path):
     np.savez(tmp_path / "e.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
     (tmp_path / "f.npz").write_bytes(b"PK nothing")
     (tmp_path / "g.npz").write_bytes(b"")
-    for name, reason in {"d": "neither features", "e": "do not go together", "f": "no file", "g": "no file", "h": "no such file"}.items():
+    np.savez(tmp_path / "i.npz", mu=np.full(3, np.nan), sigma=np.eye(3))  # a distance of nothing known is not 0
+    np.savez(tmp_path / "j.npz", mu=np.float64(1), sigma=np.float64(1))
+    np.savez_compressed(tmp_path / "k.npz", features=normal(50, 40, 0))
+    packed = bytearray((tmp_path / "k.npz").read_bytes())
+    packed[700:800] = bytes(100)
+    (tmp_path / "k.npz").write_bytes(packed)
+    wrong = {"d": "neither features", "e": "do not go together", "f": "no file", "g": "no file", "h": "no such file", "i": "not finite"}
+    for name, reason in {**wrong, "j": "do not go together", "k": "no file"}.items():
         with pytest.raises(ValueError, match=reason) as caught:
             read_features(tmp_path / f"{name}.npz")
         assert f"{name}.npz" in str(caught.value) and "\n" not in str(caught.value)

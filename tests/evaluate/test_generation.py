@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from helpers import evaluation, tiny_dvae
 from helpers.checkpoints import checkpoint
 from helpers.generation import dalle
 
+from mmpretrain.cli.errors import UserError
+from mmpretrain.cli.generate import _reference
 from mmpretrain.evaluate import probe_training
 from mmpretrain.evaluate.claims import Beside, Claims, Placed
 from mmpretrain.evaluate.generation import Prompted, attributes, clip_features, clip_scores, distances, reference
@@ -19,7 +22,7 @@ from mmpretrain.evaluate.probe import Maps, Options, Probe, labelled
 from mmpretrain.evaluate.samples import EvalSet, open_set
 from mmpretrain.generate.choosing import Sampling
 from mmpretrain.generate.generator import Generator
-from mmpretrain.generate.measure import Judges, Task, measure
+from mmpretrain.generate.measure import Judges, Task, collect, measure
 
 RED, BLUE, STAR = ("red", "circle"), ("blue", "square"), ("red", "star")
 
@@ -220,6 +223,25 @@ def test_the_whole_table(chain, few, monkeypatch):
     own = measure(chain, few, Judges(clip=clip), Task(n=2, limit=6, sampling=Sampling(seed=3)))
     assert not any("real/frechet" in result.name or "recall" in result.name for result in own)
     assert [r.value for r in own if r.name.endswith("generated/clip_score")] != []
+
+
+def test_captions_without_a_known_word_are_left_out(chain, few, monkeypatch):
+    monkeypatch.setattr("mmpretrain.generate.checks.has_word", lambda text, _: text != "snow")
+    captions = [("snow",), ("snow", "two blue balls"), ("a ball",)]
+    samples = [few.samples[i]._replace(captions=told) for i, told in enumerate(captions)]
+    found = collect(chain, few._replace(samples=samples), Judges(clip=chain.scorer.pretrained), None)
+    assert [prompt.text for prompt in found.prompts] == ["two blue balls", "a ball"]
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_drawn(chain, few, tmp_path):
+    drawn, judges = [], Judges(clip=chain.scorer.pretrained, real=few._replace(samples=[few.samples[0]]))
+    short = few._replace(samples=[few.samples[i]._replace(captions=("a ball",)) for i in range(2)])
+    with pytest.raises(ValueError, match="a distance needs two rows"):
+        measure(chain, short, judges, Task(n=1), lambda *done: drawn.append(done))
+    assert drawn == []
+    np.save(tmp_path / "narrow.npy", np.eye(3))
+    with pytest.raises(UserError, match=r"narrow\.npy: features of 3 values, FID's Inception gives 2048"):
+        _reference(tmp_path / "narrow.npy", SimpleNamespace(features=None))
 
 
 def test_nothing_to_measure(chain, few):
