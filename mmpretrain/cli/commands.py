@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,6 +78,40 @@ def text_of(path: Path) -> str:
         raise UserError(f"{path}: not a text in UTF-8 (byte {error.start + 1} is {error.object[error.start]:#04x})") from None
 
 
+def check_file(option: str, path: Path | None) -> None:
+    """
+    Raises:
+        UserError: no file can be written there.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{option} {path}: there is a folder of that name; name a file")
+    _check_folder(f"{option} {path}", path.parent, f".{path.name}.")
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """
+    Raises:
+        UserError: no folder can be made there, or no file in it.
+    """
+    if path is not None:
+        _check_folder(f"{option} {path}", path, ".")
+
+
+def _check_folder(what: str, folder: Path, prefix: str) -> None:
+    """Write a file of the length of the later name into the folder, or the nearest one above it that exists, and remove it."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{what}: {folder} is a file, so there can be no folder of that name")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=prefix, dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{what}: nothing can be written into {folder} ({error.strerror})") from None
+
+
 def named_sets(sources: Sequence[str], pretrained: Any) -> list[EvalSet]:
     """``NAME=SOURCE`` or ``SOURCE`` for each; without any, the validation sets of the checkpoint's configuration."""
     from mmpretrain.evaluate.samples import open_set
@@ -115,9 +150,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     import json
 
     from mmpretrain.cli.watching import watch
+    from mmpretrain.data.cache import write_atomic
     from mmpretrain.evaluate import suite, zeroshot
     from mmpretrain.evaluate.result import rows
 
+    check_file("--out", options.out)
     pretrained = _load(options.checkpoint, options.weights)
     limits = suite.Limits(captions=options.captions).at_most(options.limit)
     classes = None if options.classes is None else zeroshot.Classes(_lines(options.classes), options.label)
@@ -127,10 +164,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         results = suite.evaluate(pretrained, sets, only, limits, templates, classes, progress)
     if classes is not None and "zeroshot" in only and not any(result.name.startswith("zeroshot/") for result in results):
         raise UserError(f"no sample has the key {options.label!r} in its KEY.json: name the right one with --label")
+    if not results:
+        raise UserError(f"nothing was measured: of {', '.join(only)}, none fits both the checkpoint and the data; see docs/evaluation.md")
     suite.show(results)
     if options.out:
         told = {"checkpoint": pretrained.source, "parameters": pretrained.parameter_count(), "rows": rows(results)}
-        options.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        write_atomic(options.out, (json.dumps(told, indent=2) + "\n").encode("utf-8"))
     return 0
 
 
@@ -194,6 +233,7 @@ def report(argv: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    check_file("--out", options.out)
     if options.wandb:
         from mmpretrain.report.wandb import write_definition
 

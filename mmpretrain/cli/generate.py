@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpretrain.cli import generate_output as output
-from mmpretrain.cli.commands import OneLine, at_least, checkpoint, guarded, named_sets, text_of
+from mmpretrain.cli.commands import OneLine, at_least, check_file, check_folder, checkpoint, guarded, named_sets, text_of
 from mmpretrain.cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,9 +134,9 @@ def _generate(options: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: the sheet is a PNG file; name it {out.with_suffix('.png')}")
     if options.json is not None and options.json.resolve() == out.resolve():
         raise UserError(f"--json {options.json}: the sheet has that name; choose another")
-    output.check_file("--out", out)
-    output.check_file("--json", options.json)
-    output.check_folder("--save-images", options.save_images)
+    check_file("--out", out)
+    check_file("--json", options.json)
+    check_folder("--save-images", options.save_images)
     generator, sampling, n = _generator(options), _sampling(options), 32 if options.n is None else options.n
     columns = output.columns(options, prompts, n, generator)
     began = time.monotonic()
@@ -182,7 +182,7 @@ def _measure(options: argparse.Namespace) -> int:
         raise UserError(f"--measure takes its prompts from the captions of a set, and draws no sheet: leave out {given}")
     if options.features is not None and options.inception is None:
         raise UserError("--features holds features of real pictures by an Inception: name its weights with --inception")
-    output.check_file("--json", options.json)
+    check_file("--json", options.json)
     generator = _generator(options)
     (data,) = named_sets([options.measure], generator.dalle)
     judges = _judges(options, generator)

@@ -1,53 +1,16 @@
-"""What ``mmpretrain generate`` leaves: the sheet, pictures, JSON and a table; and, before drawing, whether all of it can be written."""
+"""What ``mmpretrain generate`` leaves: the sheet, pictures, JSON and a table; and, before drawing, whether the sheet is not too large."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmpretrain.cli.errors import UserError
-
 if TYPE_CHECKING:
     from mmpretrain.generate.choosing import Sampling
     from mmpretrain.generate.generator import Generated, Generator
-
-
-def check_file(option: str, path: Path | None) -> None:
-    """
-    Raises:
-        UserError: no file can be written there.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"{option} {path}: there is a folder of that name; name a file")
-    _check_folder(f"{option} {path}", path.parent, f".{path.name}.")
-
-
-def check_folder(option: str, path: Path | None) -> None:
-    """
-    Raises:
-        UserError: no folder can be made there, or no file in it.
-    """
-    if path is not None:
-        _check_folder(f"{option} {path}", path, ".")
-
-
-def _check_folder(what: str, folder: Path, prefix: str) -> None:
-    """Write a file of the length of the later name into the folder, or the nearest one above it that exists, and remove it."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise UserError(f"{what}: {folder} is a file, so there can be no folder of that name")
-    try:
-        with tempfile.NamedTemporaryFile(prefix=prefix, dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{what}: nothing can be written into {folder} ({error.strerror})") from None
 
 
 def columns(options: argparse.Namespace, prompts: Sequence[str], n: int, generator: Generator) -> int:

@@ -49,6 +49,8 @@ def test_a_run_over_codes_and_what_it_left(tmp_path, capfd):
     assert state["lr_schedulers"][0]["schedule"]["best"] == pytest.approx(loss, rel=1e-6)  # saved behind the validation it read
 
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
+    assert main(["evaluate", str(run), "--only", "mlm", "--limit", "4"]) == 2
+    assert "nothing was measured: of mlm, none fits both the checkpoint and the data" in capfd.readouterr().err
     assert main(["evaluate", str(run), "--only", "likelihood", "--limit", "4", "--weights", "raw", "--out", "found.json"]) == 0
     names = {row["name"] for row in json.loads(Path("found.json").read_text())["rows"]}
     assert {"likelihood/few/text/perplexity", "likelihood/few/code/loss_other_text", "likelihood/few/code/loss_without_text"} <= names

@@ -140,6 +140,8 @@ def test_no_run_folder_is_left_behind(capfd, tmp_path):
         (["data", "index", "nothing"], "nothing does not exist"),
         (["data", "indx"], "there is no tool 'data indx'. Did you mean 'index'? See mmpretrain data --help"),
         (["report", "nothing"], "nothing"),
+        (["report", "nothing", "--out", "."], "--out .: there is a folder of that name; name a file"),
+        (["evaluate", "nothing", "--out", "."], "--out .: there is a folder of that name; name a file"),
         (["evaluate", "nothing", "--limit", "-3"], "evaluate: argument --limit: at least 1, not -3. See mmpretrain evaluate --help"),
         (["generate", "--ckpt", "x", "--dvae", "y", "--n", "0"], "generate: argument --n: at least 1, not 0."),
         (["embed", "x", "--data", "y", "--out", "z.npz", "--btach", "3"], "unknown option '--btach'. See mmpretrain embed --help"),
