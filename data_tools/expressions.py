@@ -10,7 +10,8 @@
     value      = number | word | 'text' | "text" | true | false | null
 
 A field alone holds where its value is there and neither false, 0, empty nor null. ``~`` asks whether a text holds another (letters of any
-case) or a list holds a value. A comparison with a field that is missing, or of another type, does not hold, whatever its operator.
+case) or a list holds a value. A comparison with a field that is missing, or of another type, does not hold, whatever its operator. A text that
+is written as a number (tables have no other) is compared with a number as one, and with a value in quotes as text.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _OPERATORS = ("=", "==", "!=", "<", "<=", ">", ">=", "~")
 _BRACKETS = ("(", ")", "[", "]", ",")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _WORDS = ("and", "or", "not", "in")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DEEPEST = 50
 
 Condition = list[Any]  # ["or", a, b, ...], ["and", ...], ["not", a], ["has", field], ["in", field, values], [operator, field, value]
@@ -80,17 +82,13 @@ def _compare(found: Any, operator: str, wanted: Any) -> bool:
         return _ordered(found, operator, wanted)
     if isinstance(found, bool) and isinstance(wanted, bool) and operator in ("=", "!="):
         return (found == wanted) == (operator == "=")
-    if isinstance(found, str) and not isinstance(wanted, bool) and wanted is not None:
-        return _ordered(found, operator, _text(wanted))
-    return False
+    if isinstance(found, str) and _is_number(wanted):
+        return _ordered(float(found), operator, wanted) if _NUMBER.fullmatch(found.strip()) else operator == "!="
+    return isinstance(found, str) and isinstance(wanted, str) and _ordered(found, operator, wanted)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _ordered(a: Any, operator: str, b: Any) -> bool:
@@ -190,6 +188,6 @@ class _Parser:
             return _CONSTANTS[word]
         if re.fullmatch(r"[+-]?\d+", word):
             return int(word)
-        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word):
+        if _NUMBER.fullmatch(word):
             return float(word)
         return word

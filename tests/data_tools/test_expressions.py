@@ -20,6 +20,7 @@ FACTS = {
     "url": "http://A.org/x.jpg",
     "zero": 0,
     "id": "7",
+    "price": "75.50",
 }
 
 TRUE = (
@@ -27,7 +28,8 @@ TRUE = (
     "lang not in [de, fr]", "not (lang = de or lang = fr)", "tags ~ cat", "url ~ 'a.ORG'", "nsfw = false", "nsfw != true", "width",
     "not zero",
     "lang='en'", 'lang="en" and (width<1 or width>1)', "id = 7", "not missing",
-    "not missing > 3", "lang >= de",
+    "not missing > 3", "lang >= de", "price > 8", "price = 75.5", "price < 100", "price in [1, 75.5]", "price > '8' or price < '8'",
+    "id = '7'", "id > 6 and id < 10", "lang != 3",
 )  # fmt: skip
 FALSE = (
     "missing",
@@ -39,6 +41,9 @@ FALSE = (
     "nsfw",
     "width in [1, 2]",
     "lang < de",
+    "price > '8'",
+    "price = '75.5'",
+    "id > 10",
 )
 
 
