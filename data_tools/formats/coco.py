@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpretrain.data.errors import DataError
-from mmpretrain.data_tools.build_records import MISSING, Record, Skip, captioned
+from mmpretrain.data_tools.build_records import MISSING, Record, Skip, captioned, clean_key
 from mmpretrain.data_tools.formats.common import Pictures, add_files, add_images, grouped, load_json, part
 
 _KEPT = ("width", "height", "license", "flickr_url", "coco_url", "date_captured")
@@ -38,12 +38,19 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
         name = image["file_name"]
         meta = {"id": number, "image_id": number, "file_name": name, **{key: image[key] for key in _KEPT if key in image}}
         meta.update(boxes.of(number))
-        key, picture = f"coco-{number:012d}", pictures.find(name)
+        key, picture = _key(number), pictures.find(name)
         if options.captions:
             said = [(row.get("caption"), {"ids": row.get("id")}) for row in captions.get(number, ())]
             yield captioned(key, [picture], said, meta, name)
         else:
             yield Record(key, (picture,), (), meta) if picture else Skip(key, MISSING, name)
+    for number in captions:
+        if number not in images:
+            yield Skip(_key(number), "captions of an image that is not listed", f"image_id {number}")
+
+
+def _key(number: Any) -> str:
+    return f"coco-{number:012d}" if isinstance(number, int) else clean_key(f"coco-{number}")
 
 
 class Instances:

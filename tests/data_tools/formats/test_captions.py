@@ -86,6 +86,19 @@ def test_coco(tmp_path):
     assert made.meta("coco-000000000025")["objects"] == []
 
 
+def test_coco_with_ids_that_are_texts_and_captions_of_no_image(tmp_path):
+    images = [{"id": "shop/a.1", "file_name": "a 1.jpg"}]
+    captions = [{"id": n, "image_id": image, "caption": f"caption {n}"} for n, image in enumerate(["shop/a.1", "gone", 7, "gone"])]
+    put(tmp_path, {"own.json": {"images": images, "annotations": captions}, "img/a 1.jpg": 1})
+    made = run(tmp_path, "coco", "--images", "img", "--captions", "own.json", "--max-missing", "2")
+    assert made.code == 0 and list(made.samples) == ["coco-shop/a_1"] and made.meta("coco-shop/a_1")["id"] == "shop/a.1"
+    reason = "captions of an image that is not listed"
+    assert made.skipped == [
+        {"name": "coco-gone", "reason": reason, "detail": "image_id gone"},
+        {"name": "coco-000000000007", "reason": reason, "detail": "image_id 7"},
+    ]
+
+
 def test_coco_without_captions_and_with_outlines(tmp_path):
     words = ["--images", "train2017", "--instances", "instances.json", "--segmentation", "--max-missing", "1"]
     made = run(coco(tmp_path), "coco", *words)
