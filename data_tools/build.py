@@ -31,7 +31,7 @@ from mmpretrain.data_tools.common import megabytes, table
 from mmpretrain.data_tools.formats import FORMATS
 from mmpretrain.data_tools.shards import SHARD_SIZE, write_manifest
 
-VERSION = 1  # of what stands in the shards: raise it when records or shards change for the same source
+VERSION = 2  # of what stands in the shards: raise it when records or shards change for the same source
 _WORK = ".work"  # in the folder of the build: the list of records and the results of finished shards
 _ASIDE = ("out", "workers", "engine", "quiet", "max_missing")  # options that change nothing of the bytes
 _SHOWN = 3  # names of left-out records for each reason
@@ -226,7 +226,8 @@ def _finish(folder: Path, name: str, request: dict[str, Any], results: list[dict
     written = [result for result in results if result["samples"]]
     if not written:
         shutil.rmtree(folder)
-        raise DataError(f"no record became a sample; the first: {_said(skips[0], request)}")
+        common = reasons.most_common(1)[0][0]
+        raise DataError(f"no record became a sample, such as {_said(next(skip for skip in skips if skip.reason == common), request)}")
     if skips:
         write_atomic(folder / "skipped.jsonl", b"".join(build_spool.line_of(skip) for skip in skips))
     totals = {what: sum(result[what] for result in written) for what in ("captions", "pictures", "resized")}
@@ -241,7 +242,8 @@ def _show(made: dict[str, Any], out: Path) -> None:
     rows: list[tuple[str, object, str]] = [(what, made[what], "") for what in ("samples", "captions", "pictures", "shards")]
     rows.append(("size", megabytes(made["bytes"]), ""))
     for reason, found in made["skipped"].items():
-        rows.append((f"left out: {reason}", found["count"], ", ".join(found["first"]) + (", ..." if found["count"] > _SHOWN else "")))
+        first = ", ".join(found["first"]).encode("utf-8", "replace").decode()  # names of files need not be UTF-8
+        rows.append((f"left out: {reason}", found["count"], first + (", ..." if found["count"] > _SHOWN else "")))
     if made["resized"]:
         rows.append(("not of the annotated size", made["resized"], "their boxes may not fit: are these the right pictures?"))
     if not any(note for *_, note in rows):

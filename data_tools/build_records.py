@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")
 MISSING = "picture is missing"  # as a reason of a Skip
+NOT_UTF8 = "text is not UTF-8"
 
 # a file: its path. A part of a file: [path, offset, size]. A cell of an Arrow or Parquet file: [path, column, batch, row].
 Place: TypeAlias = "str | list[Any]"
@@ -39,6 +40,17 @@ def clean_key(text: str) -> str:
     """A name as a key: letters, digits, ``_``, ``-`` and ``/``; dots and all else become ``_`` (a dot would end the key)."""
     parts = [_NOT_IN_KEYS.sub("_", part) for part in text.replace("\\", "/").split("/")]
     return "/".join(part for part in parts if part)
+
+
+def not_utf8(text: str) -> str:
+    """What of a text is not UTF-8: a byte that was none when it was read, or half of a surrogate pair; empty for a good one."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) - 0xDC00
+        said = f"byte {byte:#04x} at {text[max(0, error.start - 10) : error.start]!r}"
+        return f"{said}; convert the file, such as by iconv" if 0x80 <= byte <= 0xFF else "half of a surrogate pair"
+    return ""
 
 
 def number_or_text(value: Any) -> Any:

@@ -15,7 +15,7 @@ from mmpretrain.data.errors import BadSample
 from mmpretrain.data.index import open_index
 from mmpretrain.data_tools import build_pictures, build_spool
 from mmpretrain.data_tools.build_pictures import BadPicture
-from mmpretrain.data_tools.build_records import Record, Skip
+from mmpretrain.data_tools.build_records import NOT_UTF8, Record, Skip, not_utf8
 from mmpretrain.data_tools.shards import write_shard
 
 
@@ -104,10 +104,9 @@ def _with_size(meta: Mapping[str, Any], sizes: list[tuple[int, int]]) -> tuple[d
 
 
 def _encoded(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadPicture("texts break the rules of shards", "a text holds half of a surrogate pair") from None
+    if broken := not_utf8(text):
+        raise BadPicture(NOT_UTF8, broken)
+    return text.encode("utf-8")
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:

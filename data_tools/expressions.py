@@ -10,8 +10,8 @@
     value      = number | word | 'text' | "text" | true | false | null
 
 A field alone holds where its value is there and neither false, 0, empty nor null. ``~`` asks whether a text holds another (letters of any
-case) or a list holds a value. A comparison with a field that is missing, or of another type, does not hold, whatever its operator. A text that
-is written as a number (tables have no other) is compared with a number as one, and with a value in quotes as text.
+case) or a list holds a value. A comparison with a field that is missing, or of another type, does not hold, whatever its operator. A text
+that is written as a number (tables have no other) is compared with a number as one, and with a value in quotes as text.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
@@ -63,25 +64,27 @@ def _inside(name: str) -> bool:
     return not name.startswith("/") and ".." not in Path(name).parts
 
 
-def text_file(path: Path) -> IO[str]:
-    """A UTF-8 text file, also a gzipped one (``.gz``), without byte order mark; broken bytes become U+FFFD."""
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-    return open(path, encoding="utf-8-sig", errors="replace", newline="")
-
-
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a text file.
+@contextlib.contextmanager
+def text_file(path: Path) -> Iterator[IO[str]]:
+    """A UTF-8 text file, also a gzipped one (``.gz``), without byte order mark. Bytes that are not UTF-8 become halves of surrogate pairs,
+    which no shard takes: what holds one is left out and counted.
 
     Raises:
         DataError: a damaged ``.gz``.
     """
+    opened: Any = gzip.open if path.name.endswith(".gz") else open
     try:
-        with text_file(path) as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.rstrip("\r\n")
+        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: the compressed file is damaged ({error}); copy it again") from None
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of a text file."""
+    with text_file(path) as file:
+        for number, line in enumerate(file, 1):
+            yield number, line.rstrip("\r\n")
 
 
 def load_json(path: Path, kind: type = dict) -> Any:
@@ -120,7 +123,7 @@ def stream(path: Path) -> Iterator[tuple[str, Any]]:
         DataError: not JSON, or cut short.
     """
     decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8-sig") as file:
+    with text_file(path) as file:
         text = file.read(_CHUNK).lstrip()
         if text[:1] not in ("[", "{"):
             raise DataError(f"{path}: neither a JSON list nor an object; is it the right file?")

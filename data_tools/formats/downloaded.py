@@ -37,8 +37,12 @@ class Row(NamedTuple):
     meta: dict[str, Any] = {}
 
 
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # as they lie in the file
+
+
 def _hashed(algorithm: str) -> Callable[[Row], list[str]]:
-    return lambda row: [hashlib.new(algorithm, row.url.encode(), usedforsecurity=False).hexdigest()]
+    return lambda row: [hashlib.new(algorithm, _bytes(row.url), usedforsecurity=False).hexdigest()]
 
 
 def _basename(row: Row) -> list[str]:
@@ -60,7 +64,7 @@ def _path(row: Row) -> list[str]:
 
 
 RULES: dict[str, Callable[[Row], list[str]]] = {
-    "row-crc32": lambda row: [f"{row.number}_{zlib.crc32(row.url.encode())}"],  # of DownloadConceptualCaptions
+    "row-crc32": lambda row: [f"{row.number}_{zlib.crc32(_bytes(row.url))}"],  # of DownloadConceptualCaptions
     "md5": _hashed("md5"),
     "sha1": _hashed("sha1"),
     "sha256": _hashed("sha256"),
@@ -141,7 +145,7 @@ def _shared_names(rows: Callable[[], Iterator[Row | Skip]]) -> set[str]:
         if isinstance(row, Skip):
             continue
         for name in _basename(row):
-            url = hashlib.blake2b(row.url.encode(), digest_size=8).digest()
+            url = hashlib.blake2b(_bytes(row.url), digest_size=8).digest()
             if owner.setdefault(name, url) != url:
                 shared.add(name)
     return shared

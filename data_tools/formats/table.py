@@ -1,4 +1,5 @@
-"""Tables: CSV, TSV, JSON lines or Parquet, with the names of the columns given. Pictures are files, URLs of downloaded files, or cells."""
+"""Tables: CSV, TSV, JSON (lines or one list) or Parquet, with the names of the columns given. Pictures are files, URLs of downloaded
+files, or cells."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ from typing import Any
 from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools.build_records import Place, Record, Skip, captioned, clean_key
 from mmpretrain.data_tools.formats import downloaded
-from mmpretrain.data_tools.formats.common import Pictures, add_files, lines, text_file
+from mmpretrain.data_tools.formats.common import Pictures, add_files, lines, stream, text_file
 from mmpretrain.data_tools.formats.downloaded import Row, together
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
 def add_options(parser: Any) -> None:
-    add_files(parser, "--source", ".csv, .tsv, .jsonl (also .gz) or .parquet; columns are named in the first line of a CSV")
+    add_files(parser, "--source", ".csv, .tsv, .jsonl, .json (also .gz) or .parquet; columns are named in the first line of a CSV")
     picture = parser.add_mutually_exclusive_group(required=True)
     picture.add_argument("--image", metavar="COLUMN", help="path of the picture, under --images or beside the table")
     picture.add_argument("--url", metavar="COLUMN", help="URL of a picture that lies in --images (see --names)")
@@ -111,15 +112,26 @@ def _read(path: Path, options: argparse.Namespace) -> Iterator[dict[str, Any] | 
     if plain.suffix == ".parquet":
         yield from _parquet(path, options)
     elif plain.suffix in (".jsonl", ".ndjson", ".json"):
-        for _, line in lines(path):
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Skip("", "line is not JSON", str(error))
-                continue
-            yield {"values": _plain(values)} if isinstance(values, dict) else Skip("", "line is not a JSON object")
+        for found in _json(path):
+            kept = isinstance(found, Skip)
+            yield found if kept else {"values": _plain(found)} if isinstance(found, dict) else Skip("", "row is not a JSON object")
     else:
         yield from _csv(path, options.delimiter or _DELIMITERS.get(plain.suffix, ","), _wanted(options))
+
+
+def _json(path: Path) -> Iterator[Any]:
+    """The elements of a file that is one JSON list, else the value of each line."""
+    with text_file(path) as file:
+        if file.read(64).lstrip().startswith("["):
+            yield from (value for _, value in stream(path))
+            return
+    for _, line in lines(path):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Skip("", "line is not JSON", str(error))
 
 
 def _wanted(options: argparse.Namespace) -> list[str]:
@@ -143,6 +155,8 @@ def _csv(path: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[str, An
             header = [name.strip() for name in first]
             _missing(path, header, wanted)
             for cells in reader:
+                if not cells:  # an empty line
+                    continue
                 if len(cells) == len(header):
                     yield {"values": dict(zip(header, cells, strict=True))}
                 else:
@@ -162,12 +176,25 @@ def _parquet(path: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]
     names = table.schema_arrow.names
     _missing(path, names, _wanted(options))
     cells, _, child = (options.bytes or "").partition(".")
-    if child and table.schema_arrow.field(cells).type.get_field_index(child) < 0:
-        raise DataError(f"{path}: column {cells!r} has no field {child!r}")
+    if cells:
+        _holds_bytes(path, table.schema_arrow.field(cells), child)
     for group in range(table.num_row_groups):
         found = table.read_row_group(group, columns=[name for name in names if name != cells])
         for at, values in enumerate(found.to_pylist()):
             yield {"values": _plain(values), "cell": [str(path.absolute()), options.bytes, group, at]}
+
+
+def _holds_bytes(path: Path, column: Any, child: str) -> None:
+    import pyarrow.types as kinds
+
+    kind, name = column.type, column.name
+    if kinds.is_struct(kind):
+        inside = [field.name for field in kind]
+        if child not in inside:
+            raise DataError(f"{path}: column {name!r} is a struct of {', '.join(inside)}; name the field: --bytes {name}.{inside[0]}")
+        kind, name = kind.field(child).type, f"{name}.{child}"
+    if not any(is_kind(kind) for is_kind in (kinds.is_binary, kinds.is_large_binary, kinds.is_fixed_size_binary)):
+        raise DataError(f"{path}: column {name!r} holds {kind}, not the bytes of pictures; for paths take --image, for addresses --url")
 
 
 def _plain(value: Any) -> Any:

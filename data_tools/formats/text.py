@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mmpretrain.data.decode import MAX_TEXT
 from mmpretrain.data.errors import DataError
-from mmpretrain.data_tools.build_records import Record, Skip, clean_key
+from mmpretrain.data_tools.build_records import NOT_UTF8, Record, Skip, clean_key, not_utf8
 from mmpretrain.data_tools.formats.common import add_files, lines
 
 UNITS = ("line", "paragraph", "file", "json")
@@ -110,7 +110,9 @@ def _joined(texts: Iterator[Text | Skip], most: int) -> Iterator[Text | Skip]:
     held: list[Text] = []
     size = 0
     for found in texts:
-        length = 0 if isinstance(found, Skip) else len(found.text.encode("utf-8", "replace")) + 1
+        if isinstance(found, Text) and (broken := not_utf8(found.text)):
+            found = Skip(str(found.number), NOT_UTF8, broken)
+        length = 0 if isinstance(found, Skip) else len(found.text.encode()) + 1
         if held and (isinstance(found, Skip) or found.meta or size + length > most):
             yield Text(held[0].number, "\n".join(one.text for one in held))
             held, size = [], 0
@@ -125,7 +127,7 @@ def _joined(texts: Iterator[Text | Skip], most: int) -> Iterator[Text | Skip]:
 
 def cut(text: str, most: int) -> Iterator[str]:
     """Pieces of at most ``most`` bytes of UTF-8, cut after a line, else a sentence, else a word, else a character."""
-    data = text.encode("utf-8", "replace")
+    data = text.encode()
     while len(data) > most:
         piece = data[:most].decode("utf-8", "ignore")
         ends = (piece.rfind(end, len(piece) // 2) + len(end) for end in _ENDS if piece.rfind(end, len(piece) // 2) >= 0)

@@ -193,7 +193,7 @@ def test_texts_that_break_the_rules(tmp_path):
     with open(tmp_path / "t.jsonl", "a") as file:
         file.write('\n{"p": "d.jpg", "c": "fine", "n": NaN}')
     made = run(tmp_path, "table", "--source", "t.jsonl", "--image", "p", "--caption", "c")
-    assert {one["reason"] for one in made.skipped} == {"texts break the rules of shards"} and len(made.skipped) == 3
+    assert {one["reason"] for one in made.skipped} == {"texts break the rules of shards", "text is not UTF-8"} and len(made.skipped) == 3
     assert list(made.samples) == ["row-000000004"] and "n" not in made.meta("row-000000004")
 
 

@@ -213,10 +213,45 @@ def test_nothing_to_build(tmp_path):
 def test_a_table_whose_pictures_are_not_found_says_what_to_do(tmp_path):
     put(tmp_path, {"pairs.csv": "filepath,title\n1.jpg,one\n2.jpg,two\n", "img/none.txt": "x"})
     words = ["--source", "pairs.csv", "--image", "filepath", "--caption", "title"]
-    found = "no record became a sample; the first: row-000000000: picture is missing"
+    found = "no record became a sample, such as row-000000000: picture is missing"
     with pytest.raises(DataError, match=rf"{found} \({tmp_path}/1\.jpg\); name the folder of the pictures by --images FOLDER$"):
         run(tmp_path, "table", *words)
     with pytest.raises(
         DataError, match=r"the first was left out: row-000000000: picture is missing \(1\.jpg\); is --images \S*img their folder\?$"
     ):
         run(tmp_path, "table", *words, "--images", "img")
+
+
+def test_what_is_not_utf8_is_left_out_and_told(tmp_path):
+    rows = "image,caption\na.jpg,café noir\nb.jpg,plain\n\nb.jpg,again\n\n"
+    text = "café\nplain\n\nmore\n"
+    put(tmp_path, {"a.jpg": 0, "b.jpg": 1, "old.csv": rows.encode("latin-1"), "old.txt": text.encode("latin-1")})
+    made = run(tmp_path, "table", "--source", "old.csv", "--image", "image", "--caption", "caption", "--max-missing", "1")
+    assert made.code == 0 and [sample.captions for sample in made.samples.values()] == [("plain", "again")]
+    reason = {"reason": "text is not UTF-8", "detail": "byte 0xe9 at 'caf'; convert the file, such as by iconv"}
+    assert made.skipped == [{"name": "row-000000000", **reason}]
+    texts = run(tmp_path, "text", "--source", "old.txt", "--join", "64", out="texts")
+    assert texts.code == 1 and [sample.captions for sample in texts.samples.values()] == [("plain\nmore",)]
+    assert texts.skipped == [{"name": "old.txt:1", **reason}]
+
+
+def test_a_json_list_is_read_as_json_lines_are(tmp_path):
+    rows = [{"image": f"{n}.jpg", "caption": [f"a {n}", f"b {n}"]} for n in range(2)]
+    lines = "\n".join(json.dumps(row) for row in rows) + "\n\n"
+    put(tmp_path, {"list.json": rows, "list.json.gz": gzip.compress(json.dumps(rows).encode()), "rows.json": lines, "0.jpg": 0, "1.jpg": 1})
+    for number, name in enumerate(("list.json", "list.json.gz", "rows.json")):
+        made = run(tmp_path, "table", "--source", name, "--image", "image", "--caption", "caption", out=f"out{number}")
+        assert made.code == 0 and [sample.captions for sample in made.samples.values()] == [("a 0", "b 0"), ("a 1", "b 1")]
+
+
+def test_a_column_without_bytes_of_pictures_is_refused(tmp_path):
+    columns = {"image": [{"bytes": jpeg(0), "path": "0.jpg"}], "caption": ["a"], "none": [None]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    for column, says in (
+        ("image", r"'image' is a struct of bytes, path; name the field: --bytes image\.bytes$"),
+        ("image.data", r"'image' is a struct of bytes, path; name the field: --bytes image\.bytes$"),
+        ("image.path", r"'image\.path' holds string, not the bytes of pictures; for paths take --image"),
+        ("caption", "'caption' holds string, not the bytes of pictures"),
+    ):
+        with pytest.raises(DataError, match=says):
+            run(tmp_path, "table", "--source", "t.parquet", "--bytes", column, "--caption", "caption")
