@@ -58,22 +58,25 @@ def check(
     need: Collection[str] | None = None,
     engine: Mapping[str, Any] | None = None,
 ) -> Checked:
-    """Check shards one by one and against each other.
+    """Check shards one by one and, where they lie in one folder, against each other: a folder is a set of its own.
 
     Args:
         decode: decode every picture; False reads its header only.
         ignore: kinds of problems that are none.
-        need: what every sample must have, of ``picture`` and ``text``; None: what at least half of all samples have.
+        need: what every sample must have, of ``picture`` and ``text``; None: what at least half of the samples of a set have.
         engine: arguments of :func:`mmpretrain.data_tools.engine.run`.
     """
-    manifests = {folder: read_manifest(folder) for folder in {path.parent for path in paths}}
+    manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(path.parent for path in paths)}
     entries = {folder: {one["file"]: one for one in (found or {}).get("shards", ())} for folder, found in manifests.items()}
     items = {str(path): {"shard": stamp(path), "decode": decode, "manifest": entries[path.parent].get(path.name)} for path in paths}
     state = scratch("check", items)
     results = run(check_shard, items, title="check", state=state, **(engine or {}))
     shards = {path: results[str(path)] for path in paths}
     problems = [Problem(path, one["key"], one["kind"], one["reason"]) for path, found in shards.items() for one in found["problems"]]
-    problems += _missing(paths, manifests) + _incomplete(shards, need) + _repeated(shards)
+    problems += _missing(paths, manifests)
+    for folder in manifests:
+        inside = {path: one for path, one in shards.items() if path.parent == folder}
+        problems += _incomplete(inside, need) + _repeated(inside)
     place = {path: number for number, path in enumerate(paths)}
     problems = [one for one in problems if one.kind not in ignore]
     problems.sort(key=lambda one: place.get(one.shard, len(place)))  # stable: the order of the shard is kept
@@ -123,7 +126,7 @@ def _repeated(shards: Mapping[Path, Mapping[str, Any]]) -> list[Problem]:
     found = []
     for before, path in itertools.pairwise(paths):
         key = shards[path]["first"]
-        if before.parent == path.parent and key is not None and shards[before]["last"] == key:
+        if key is not None and shards[before]["last"] == key:
             found.append(Problem(path, key, "split key", f"{before.name} ends with the same key"))
     split = {(one.shard, one.key) for one in found}
     hashes = [np.frombuffer(base64.b64decode(one["hashes"]), dtype="<u8") for one in shards.values()]
@@ -146,7 +149,9 @@ def _repeated(shards: Mapping[Path, Mapping[str, Any]]) -> list[Problem]:
 
 def report(checked: Checked) -> None:
     """Print the tables."""
-    rows = [(one.shard.name, one.key or "(the shard)", one.kind, one.reason) for one in checked.problems[:_SHOWN]]
+    several = len({path.parent for path in checked.shards}) > 1
+    named = ((str(one.shard) if several else one.shard.name, one) for one in checked.problems[:_SHOWN])
+    rows = [(shard, one.key or "(the shard)", one.kind, one.reason) for shard, one in named]
     if rows:
         more = len(checked.problems) - len(rows)
         table(f"Problems{f' (the first {_SHOWN}, {more} more)' if more else ''}", ("shard", "key", "kind", "reason"), rows, numbers=False)

@@ -22,6 +22,7 @@ from mmpretrain.data.index import ShardIndex, index_path, open_index
 SHARD_SIZE = 1000  # samples of a shard by default
 MANIFEST = "manifest.json"
 _MODE = 0o644
+_TWINS = "make one set of the sources first, mmpretrain data mix A=SOURCE B=SOURCE --out DIR, which puts the names before the keys"
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -82,18 +83,23 @@ def write_shard(target: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]
 
     Returns:
         what a manifest says of it: file, samples, bytes, sha256.
+
+    Raises:
+        DataError: two samples with one key, which no reader could tell apart.
     """
     from webdataset import TarWriter
 
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    count = 0
+    keys: set[str] = set()
     try:
         with naming(target), os.fdopen(descriptor, "wb") as file:
             with TarWriter(file, user="", group="", mode=_MODE, mtime=0, encoder=False) as writer:
                 for key, members in samples:
+                    if key in keys:
+                        raise DataError(f"{target}: two samples have the key {key!r}; {_TWINS}")
+                    keys.add(key)
                     writer.write({"__key__": key, **members})
-                    count += 1
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, _MODE)
@@ -103,7 +109,7 @@ def write_shard(target: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    return {"file": target.name, "samples": count, "bytes": target.stat().st_size, "sha256": sha256(target)}
+    return {"file": target.name, "samples": len(keys), "bytes": target.stat().st_size, "sha256": sha256(target)}
 
 
 def sha256(path: Path) -> str:

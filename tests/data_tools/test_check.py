@@ -202,6 +202,19 @@ def test_keys_in_two_shards(tmp_path, own_cache):
     ]
 
 
+def test_folders_are_sets_of_their_own(tmp_path, capsys, own_cache):
+    train, val, books = tmp_path / "train", tmp_path / "val", tmp_path / "books"
+    write_tar(train / "0.tar", [*sample(0), *sample(1), *sample(2)])
+    write_tar(val / "0.tar", [*sample(0), *sample(1)])
+    write_tar(books / "0.tar", [("k0.txt", b"text alone")])
+    words = ["data", "check", str(train), str(val), str(books), "--workers", "1", "--quiet"]
+    assert data(words) == 0 and "6 samples in 3 shards" in capsys.readouterr().out
+    assert [(folder / "quarantine.jsonl").read_text() for folder in (train, val, books)] == ["", "", ""]
+    write_tar(val / "1.tar", [*sample(1)])
+    assert data(words) == 1 and f"{val.name}/1.tar" in "".join(capsys.readouterr().out.split())
+    assert (train / "quarantine.jsonl").read_text() == "" and "0.tar ends with the same key" in (val / "quarantine.jsonl").read_text()
+
+
 def test_the_command_writes_its_lists_and_answers_by_its_code(tmp_path, capsys, own_cache):
     folder = tmp_path / "shards"
     write_tar(folder / "0.tar", [*sample(0), *sample(1), ("bad.png", picture(2)[:60]), ("bad.txt", b"cut")])

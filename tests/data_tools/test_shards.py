@@ -52,6 +52,12 @@ def test_a_shard_appears_complete_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_samples_of_one_key_are_refused(tmp_path):
+    with pytest.raises(DataError, match="two samples have the key 'a/k1'; make one set of the sources first, mmpretrain data mix"):
+        write_shard(tmp_path / "0.tar", [*SAMPLES, SAMPLES[1]])
+    assert not list(tmp_path.iterdir())
+
+
 def test_raw_members_are_checked(tmp_path):
     path = write_tar(tmp_path / "0.tar", [*sample(0), ("k00000.pyd", b"not read"), *sample(1)])
     raw = RawReader([path])
