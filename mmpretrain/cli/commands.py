@@ -212,6 +212,7 @@ def export(argv: list[str]) -> int:
     parser.add_argument("run", help="a checkpoint, or the folder of a run (its last checkpoint)")
     parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "openai", "safetensors"))
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference that counts as equal (default 1e-4)")
     options = parser.parse_args(argv[1:])
     return guarded(_export, options)
 
@@ -219,7 +220,7 @@ def export(argv: list[str]) -> int:
 def _export(options: argparse.Namespace) -> int:
     from mmpretrain.weights.export import export as write
 
-    print(write(_load(options.run), options.to, options.out))
+    print(write(_load(options.run), options.to, options.out, tolerance=options.tolerance))
     return 0
 
 

@@ -130,7 +130,8 @@ def _judge(proof: Proof, to: str, tolerance: float) -> float:
         raise ExportError(f"export to {to}: the exported preprocessing differs by {proof.pixels:.2g} of 255 on average")
     worst = max(proof.outputs, key=lambda comparison: comparison.difference)
     if not worst.difference <= tolerance:
-        raise ExportError(f"export to {to}: {worst.name} differs by {worst.difference:.3g}, more than {tolerance:g}; nothing was written")
+        said = f"{worst.name} differs by {worst.difference:.3g}, more than {tolerance:g}; nothing was written"
+        raise ExportError(f"export to {to}: {said} (reasons: docs/export.md, Limits; --tolerance allows more)")
     return worst.difference
 
 

@@ -46,7 +46,10 @@ def test_vilt_decoder_and_matching_head(tied: bool, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "mmpretrain_heads.safetensors").is_file()
 
 
-def test_a_difference_fails_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_fails_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mmpretrain.cli.main import main
     from mmpretrain.weights import clip
 
     model = mmpretrain.load(checkpoint(tmp_path / "a.ckpt", "clip"))
@@ -61,6 +64,11 @@ def test_a_difference_fails_and_leaves_nothing(tmp_path: Path, monkeypatch: pyte
         export(model, "open_clip", tmp_path / "out", pictures(), TEXTS)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+    words = ["export", str(tmp_path / "a.ckpt"), "--to", "open_clip", "--out", str(tmp_path / "out")]
+    assert main(words) == 2 and "nothing was written (reasons: docs/export.md, Limits; --tolerance" in capfd.readouterr().err
+    assert main([*words, "--tolerance", "10"]) == 0
+    report = json.loads((tmp_path / "out" / "export_report.json").read_text())
+    assert report["largest_difference"] > 1e-4 and report["tolerance"] == 10
 
 
 def test_refusals(tmp_path: Path) -> None:
