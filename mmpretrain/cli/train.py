@@ -27,6 +27,7 @@ from mmpretrain.data.errors import DataError
 from mmpretrain.data.module import ShardData
 from mmpretrain.data.redact import redacted
 from mmpretrain.data.text import Tokenizer, same_ids
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.train import run_dir
 from mmpretrain.train import strategies as _registered  # noqa: F401 - makes fsdp2 and its like known to --trainer.strategy
 from mmpretrain.train.callbacks import Metrics
@@ -179,8 +180,8 @@ class CLI(LightningCLI):
         self.model.config = self.resolved
 
     def discard(self) -> None:
-        """Leave no folder of a run that never began."""
-        if self.fresh and not self.began.yes:
+        """Leave no folder of a run that made no step."""
+        if self.fresh and not self.began.trained:
             run_dir.discard(self.run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -276,7 +277,7 @@ def run(argv: list[str]) -> int:
     except Refused as error:
         return show(str(error))
     except SETUP_ERRORS as error:
-        if cli is not None and cli.began.yes and not isinstance(error, DataError | CheckpointError):
+        if cli is not None and cli.began.yes and not isinstance(error, DataError | CheckpointError | Misfit):
             raise
         if cli is not None:
             cli.discard()

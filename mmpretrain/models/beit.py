@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmpretrain.nn.embed import PatchEmbedder
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.nn.vit import VisionTransformer
 from mmpretrain.types import Batch, Spec
@@ -64,7 +65,7 @@ class BEiT(nn.Module):
         if kind not in KINDS:
             raise ValueError(f"BEiT offers kind 'fused', not {kind!r}")
         if batch.image is None:
-            raise ValueError("BEiT reads pictures alone, and the batch has none: set data.show: image, or image+codes to train")
+            raise Misfit("BEiT reads pictures alone, and the batch has none: set data.show: image, or image+codes to train")
         embedded = self.image(batch.image, batch.draw_keys_B)
         states = self.transformer(embedded, self.image.grids(batch.image), batch.draw_keys_B)
         x_ND, layout = states

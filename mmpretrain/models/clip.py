@@ -13,6 +13,7 @@ from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.embed import PatchEmbedder, TextEmbedder
 from mmpretrain.nn.hidden import Paired
 from mmpretrain.nn.layers import Init, LayerNorm, Linear
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Ragged
 from mmpretrain.nn.resnet import AttentionPool, ModifiedResNet
 from mmpretrain.types import Batch, Pixels, Spec, Text
@@ -21,7 +22,8 @@ from mmpretrain.types import Batch, Pixels, Spec, Text
 def _check_size(image: Pixels, size: int) -> None:
     for i, (h, w) in enumerate(image.sizes):
         if (h, w) != (size, size):
-            raise ValueError(f"image {i} of the batch is {h} x {w} pixels, the tower takes {size} x {size}: set data image size={size}")
+            found = f"image {i} of the batch is {h} x {w} pixels, the tower takes {size} x {size}"
+            raise Misfit(f"{found}: set data.image.size={size}, and data.image.mode to clip or squash")
 
 
 class ViTTower(nn.Module):

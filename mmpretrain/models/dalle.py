@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmpretrain.nn.hidden import Causal
 from mmpretrain.nn.layers import Embedding, Init
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.nn.sparse import Memory, Pattern, SparseBlock, layer_kinds, pattern
 from mmpretrain.types import Batch, Spec, Text
@@ -169,7 +170,7 @@ class DALLE(nn.Module):
         """Ids with the paddings behind them, (B, T)."""
         layout, positions = Layout(text.lengths), self.text_positions
         if layout.max_len > positions:
-            raise ValueError(
+            raise Misfit(
                 f"DALLE has {positions} text positions, a text has {layout.max_len} tokens: set data.max_tokens to {positions}"
             )
         device, longest = text.ids_BT.device, layout.max_len

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmpretrain.nn.dvae import Block, Codebook, Decoder, Encoder, map_pixels, one_hot, relaxed, unit_pixels, unmap_pixels
 from mmpretrain.nn.hidden import Coded
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.types import Batch, Spec
 
 Sample = Literal["relaxed", "straight_through", "nearest"]
@@ -115,7 +116,7 @@ class DVAE(nn.Module):
         """What the encoder makes of pictures in 0 to 1: logits of the codes, or states."""
         height, width = pixels_BCHW.shape[2:]
         if height % self.factor or width % self.factor:
-            raise ValueError(f"pictures of {height} x {width} pixels are no multiples of {self.factor}: set data.image.size to one")
+            raise Misfit(f"pictures of {height} x {width} pixels are no multiples of {self.factor}: set data.image.size to one")
         return self.encoder(map_pixels(pixels_BCHW).to(self.encoder.input.weight.dtype))
 
     @torch.no_grad()

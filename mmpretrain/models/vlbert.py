@@ -8,6 +8,7 @@ from torch import nn
 from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.heads import Pooler
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.nn.roi import BoxFeatures
 from mmpretrain.nn.vlbert import VLBERTEmbedder, mean_of_kept, with_picture
@@ -91,6 +92,6 @@ class VLBERT(nn.Module):
                 raise ValueError(f"{got}: set features of its embedder")
             return with_picture(regions, self.embed.masked(regions.features_NF, regions), mean_of_kept(regions))
         if batch.image is None:
-            raise ValueError("VL-BERT with a detector reads pixels and boxes: set data.show: both")
+            raise Misfit("VL-BERT with a detector reads pixels and boxes: set data.show: both")
         objects = with_picture(regions)
         return objects._replace(features_NF=self.embed.masked(self.detector(batch.image, objects), objects))

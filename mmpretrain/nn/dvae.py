@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmpretrain import random
 from mmpretrain.nn.layers import Conv2d, Init
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.types import Pixels
 
 EPSILON = 0.1  # of the pixel map, section A.3
@@ -43,7 +44,7 @@ def unit_pixels(image: Pixels) -> Tensor:
     height, width = image.pixels_BCHW.shape[2:]
     for i, (h, w) in enumerate(image.sizes):
         if (h, w) != (height, width):
-            raise ValueError(
+            raise Misfit(
                 f"image {i} of the batch is {h} x {w} pixels, another one up to {height} x {width}: codes are of pictures of one size, "
                 "set data.image.mode to dalle, clip or squash"
             )

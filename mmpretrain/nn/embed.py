@@ -11,6 +11,7 @@ from mmpretrain import random
 from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.grids import bilinear, cells, sincos, with_prefix
 from mmpretrain.nn.layers import Conv2d, Embedding, Init, LayerNorm, fill
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.types import Pixels, Text
 
@@ -74,7 +75,7 @@ class TextEmbedder(nn.Module):
         """
         layout = Layout(text.lengths)
         if layout.max_len > self.max_positions:
-            raise ValueError(f"a text of {layout.max_len} tokens does not fit {self.max_positions} positions: lower data max_tokens")
+            raise Misfit(f"a text of {layout.max_len} tokens does not fit {self.max_positions} positions: lower data.max_tokens")
         if min(layout.lengths, default=0) < 1:
             raise ValueError("every text needs at least one token ([CLS] or start of text)")
         ids_N = layout.pack(text.ids_BT)
@@ -189,7 +190,8 @@ class PatchEmbedder(nn.Module):
         p = self.patch_size
         for i, (h, w) in enumerate(image.sizes):
             if h < p or w < p or h % p or w % p:
-                raise ValueError(f"image {i} of the batch is {h} x {w} pixels; the image transform must give multiples of patch_size={p}")
+                found = f"image {i} of the batch is {h} x {w} pixels, no multiples of patch_size={p}"
+                raise Misfit(f"{found}: set data.image.multiple={p} (mode vilt) or data.image.size to a multiple of it")
         return tuple((h // p, w // p) for h, w in image.sizes)
 
     def forward(self, image: Pixels, draw_keys_B: Tensor | None = None) -> Ragged:

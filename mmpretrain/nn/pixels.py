@@ -14,6 +14,7 @@ from mmpretrain.nn.cnn import ResNet, by_size, cut
 from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.embed import sampled
 from mmpretrain.nn.layers import Conv2d, Init, Linear, fill
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.types import Pixels
 
@@ -69,7 +70,7 @@ class PixelEmbedder(nn.Module):
         """
         for i, (h, w) in enumerate(image.sizes):
             if min(h, w) < STRIDE or h % 32 or w % 32:
-                raise ValueError(f"image {i} of the batch is {h} x {w} pixels; set data.image.multiple: 64, and size to at least 64")
+                raise Misfit(f"image {i} of the batch is {h} x {w} pixels; set data.image.multiple: 64, and size to at least 64")
         return tuple((h // STRIDE, w // STRIDE) for h, w in image.sizes)
 
     def forward(self, image: Pixels, draw_keys_B: Tensor | None = None) -> Ragged:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpretrain.nn.cnn import ResNet, by_size, cut
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.types import Pixels, RegionBatch
 
@@ -67,7 +68,7 @@ class BoxFeatures(nn.Module):
             ValueError: pixels of another number of samples.
         """
         if len(image.sizes) != len(objects.lengths):
-            raise ValueError(f"pixels of {len(image.sizes)} samples and boxes of {len(objects.lengths)}; set data.show: both")
+            raise Misfit(f"pixels of {len(image.sizes)} samples and boxes of {len(objects.lengths)}; set data.show: both")
         layout, device = Layout(objects.lengths), objects.boxes_N4.device
         scales = [(iw / w, ih / h, iw / w, ih / h) for (ih, iw), (h, w) in zip(image.sizes, objects.sizes, strict=True)]
         scale_B4 = torch.tensor(scales, dtype=torch.float32).to(device, non_blocking=True)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.layers import Init, LayerNorm, Linear
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.patch_masking import PatchMasker, on_host, patch_grids
@@ -134,7 +135,7 @@ class MIM(Objective):
         if image is None or codes is None:
             lacks = "pictures" if image is None else "codes"
             remedy = "set data.show: image+codes (shards of `mmpretrain data tokens --keep-images`), or name the sources that have both"
-            raise ValueError(f"{self.name}: the batch has no {lacks}: {remedy} in `sources`")
+            raise Misfit(f"{self.name}: the batch has no {lacks}: {remedy} in `sources`")
         if image.masked_N is not None:
             raise ValueError(f"{self.name}: patches of view {self.view!r} are masked already; give this objective a view of its own")
         if self.head is None:

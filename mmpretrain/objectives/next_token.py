@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mmpretrain import random
 from mmpretrain.nn.hidden import Causal
 from mmpretrain.nn.layers import Init, LayerNorm, Linear
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.gather import Peers, total
@@ -273,7 +274,7 @@ class NextCode(NextToken):
 
     def _codes(self, batch: Batch) -> CodeBatch:
         if batch.codes is None:
-            raise ValueError(f"{self.name}: the batch has no codes; set data.show=codes, or name the sources that have them in `sources`")
+            raise Misfit(f"{self.name}: the batch has no codes; set data.show=codes, or name the sources that have them in `sources`")
         return batch.codes
 
     def _labels(self, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmpretrain import random
 from mmpretrain.nn.hidden import Paired
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.objectives.precision import full_precision, wide
 from mmpretrain.objectives.swaps import Swaps, select_codes, select_images, select_rows, select_texts
 from mmpretrain.types import Batch
@@ -100,4 +101,4 @@ def _check(name: str, batch: Batch, paired: Any) -> None:
     if batch.text is None or (batch.image is None and batch.regions is None):
         raise ValueError(f"{name}: similar negatives need samples with a text and a picture; name the sources that have both in `sources`")
     if batch.text.segments_BT is not None:
-        raise ValueError(f"{name}: texts told with tags cannot be exchanged inside of a batch; set data.tags: null")
+        raise Misfit(f"{name}: texts told with tags cannot be exchanged inside of a batch; set data.tags: null")

@@ -10,14 +10,16 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.train import distributed
 from mmpretrain.train.atomic import sync_directory
 
 
 class Predictions(pl.Callback):
-    """Writes ``key``, ``set`` and every ``<objective>/score`` (log-odds that text and image match) of the pairs as they are in the data;
-    with ``vectors`` also the pooled state (``<view>/pooled``) or the vectors of image and text (``<view>/image``, ``<view>/text``). Memory
-    is that of one batch. Vectors of whole sets, images and captions apart and resumable, are what ``mmpretrain embed`` writes.
+    """Writes ``key``, ``set`` and how well the pairs match, as they are in the data: every ``<objective>/score`` (log-odds) and, of dual
+    encoders, ``<view>/cosine``; with ``vectors`` also the pooled state (``<view>/pooled``) or the vectors of image and text
+    (``<view>/image``, ``<view>/text``). Memory is that of one batch. Vectors of whole sets, images and captions apart and resumable, are
+    what ``mmpretrain embed`` writes.
 
     Args:
         out: the file; None: ``predictions/<checkpoint>.parquet`` in the folder of the checkpoint's run, else ``predictions.parquet``.
@@ -64,7 +66,11 @@ class Predictions(pl.Callback):
         for name, value in outputs.items():
             if name.endswith("/score"):
                 yield name, value.detach().float().cpu().numpy()
-            elif self.vectors and name != "keys":
+                continue
+            image_BE, text_BE = (getattr(value, field, None) for field in ("image_BE", "text_BE"))
+            if isinstance(image_BE, Tensor) and isinstance(text_BE, Tensor):
+                yield f"{name}/cosine", (image_BE.detach().float() * text_BE.detach().float()).sum(1).cpu().numpy()
+            if self.vectors and name != "keys":
                 for field, short in (("pooled_BD", "pooled"), ("image_BE", "image"), ("text_BE", "text")):
                     if isinstance(found := getattr(value, field, None), Tensor):
                         yield f"{name}/{short}", found.detach().float().cpu().numpy()
@@ -74,6 +80,8 @@ class Predictions(pl.Callback):
         from pyarrow import parquet
 
         keys = columns["key"]
+        if len(columns) == 1:
+            raise Misfit("predict: no objective of this checkpoint scores pairs; --predictions.vectors true writes what it has of vectors")
         table: dict[str, Any] = {"key": pa.array(keys, pa.string()), "set": pa.array([name] * len(keys), pa.string())}
         for column, value in columns.items():
             if column != "key":

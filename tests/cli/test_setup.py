@@ -41,6 +41,23 @@ def test_a_failed_set_up_leaves_no_folder(wrong: list[str], capfd: pytest.Captur
     assert "MMPRETRAIN_RUN_DIR" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--data.image.size", "60", "--data.image.multiple", "12"], "no multiples of patch_size=8: set data.image.multiple=8 (mode vilt)"),
+        (["--data.max_tokens", "70", "--data.text", "{tokenizer: byte_bpe, vocab_size: 261}"], "fit 64 positions: lower data.max_tokens"),
+    ],
+)
+def test_data_that_do_not_fit_the_model_are_one_line(
+    wrong: list[str], says: str, eight: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["--data.train", str(eight), "--data.val", f"{{scenes: {eight}}}", "--loggers", "[]"]
+    assert main(["fit", *TINY, *sets, *wrong]) == 2
+    error = capfd.readouterr().err
+    assert "mmpretrain: error: " in error and says in error and "Traceback" not in error
+    assert list(Path("runs").glob("*")) == []
+
+
 def test_a_folder_with_results_is_never_discarded(tmp_path: Path) -> None:
     kept, gone = tmp_path / "kept", tmp_path / "gone"
     for folder in (kept, gone):

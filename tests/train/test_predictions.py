@@ -11,6 +11,7 @@ from pyarrow import parquet
 from train.runs import quiet, trainer
 from train.systems import build, data
 
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.train.checkpoint import Checkpoints
 from mmpretrain.train.predictions import Predictions
 
@@ -20,8 +21,10 @@ def shards(tmp_path: Path) -> Path:
     return write_shards(tmp_path / "shards", sizes=(9,))
 
 
-@pytest.mark.parametrize(("system", "columns"), [("vilt", ("itm/score", "itm/pooled")), ("clip", ("main/image", "main/text"))])
-def test_a_row_for_each_sample(shards: Path, tmp_path: Path, system: str, columns: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("system", "columns"), [("vilt", ("itm/score", "itm/pooled")), ("clip", ("main/cosine", "main/image", "main/text"))]
+)
+def test_a_row_for_each_sample(shards: Path, tmp_path: Path, system: str, columns: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
     quiet()
     run = tmp_path / "run"
     fitter = trainer(1, [Checkpoints()], default_root_dir=run, enable_checkpointing=True)
@@ -33,8 +36,15 @@ def test_a_row_for_each_sample(shards: Path, tmp_path: Path, system: str, column
     table = parquet.read_table(path)
     assert table.column_names[:2] == ["key", "set"] and set(columns) <= set(table.column_names), table.column_names
     assert len(set(table["key"].to_pylist())) == 8 and set(table["set"].to_pylist()) == {"held_out"}
-    vectors = torch.tensor(table[columns[1]].to_pylist())
-    assert vectors.ndim == 2 and torch.isfinite(vectors).all()
+    scores, *vectors = (torch.tensor(table[column].to_pylist()) for column in columns)
+    assert scores.ndim == 1 and all(one.ndim == 2 and torch.isfinite(one).all() for one in vectors)
+    if system == "clip":
+        torch.testing.assert_close(scores, torch.cosine_similarity(*vectors))
+
+
+def test_a_model_that_scores_no_pairs_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Misfit, match=r"no objective of this checkpoint scores pairs; --predictions\.vectors true"):
+        Predictions(out=str(tmp_path / "out.parquet"))._write({"key": ["a", "b"]}, "held_out")
 
 
 def test_nothing_is_left_of_a_prediction_that_fails(shards: Path, tmp_path: Path) -> None:
