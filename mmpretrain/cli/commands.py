@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mmpretrain.cli.errors import UserError, nearest, one_line, show
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mmpretrain.evaluate.samples import EvalSet
 
 MEASUREMENTS = ("retrieval", "matching", "mlm", "mim", "zeroshot", "reconstruction", "likelihood")
+WIDE = 1000  # characters, more than any table has
 
 
 class OneLine(argparse.ArgumentParser):
@@ -56,6 +60,14 @@ def guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
+
+
+def printer() -> Console:
+    """For tables: as wide as the terminal; a pipe or a file has no width to fit into."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
 def checkpoint(text: str) -> Path:
@@ -166,7 +178,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError(f"no sample has the key {options.label!r} in its KEY.json: name the right one with --label")
     if not results:
         raise UserError(f"nothing was measured: of {', '.join(only)}, none fits both the checkpoint and the data; see docs/evaluation.md")
-    suite.show(results)
+    suite.show(results, printer())
     if options.out:
         told = {"checkpoint": pretrained.source, "parameters": pretrained.parameter_count(), "rows": rows(results)}
         write_atomic(options.out, (json.dumps(told, indent=2) + "\n").encode("utf-8"))

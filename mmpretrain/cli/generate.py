@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpretrain.cli import generate_output as output
-from mmpretrain.cli.commands import OneLine, at_least, check_file, check_folder, checkpoint, guarded, named_sets, text_of
+from mmpretrain.cli.commands import OneLine, at_least, check_file, check_folder, checkpoint, guarded, named_sets, printer, text_of
 from mmpretrain.cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _measure(options: argparse.Namespace) -> int:
     task = Task(8 if options.n is None else options.n, options.limit, _sampling(options), options.batch)
     with _bar() as progress:
         results = measure(generator, data, judges, task, progress)
-    suite.show(results, title="Generation")
+    suite.show(results, printer(), "Generation")
     if options.json is not None:
         told = {**output.facts(options, generator, task.sampling), "n": task.n, "rows": rows(results)}
         write_atomic(options.json, (json.dumps(told, indent=2) + "\n").encode("utf-8"))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpretrain.cli.commands import printer
+
 if TYPE_CHECKING:
     from mmpretrain.generate.choosing import Sampling
     from mmpretrain.generate.generator import Generated, Generator
@@ -74,7 +76,6 @@ def write(options: argparse.Namespace, out: Path, columns: int, about: dict[str,
 
 def show(found: Sequence[Generated], out: Path, seconds: float, generator: Generator) -> None:
     """The table of prompts and where the sheet is. Prompts and names stand as they are, without Rich's markup."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -84,7 +85,7 @@ def show(found: Sequence[Generated], out: Path, seconds: float, generator: Gener
     for one in found:
         scores = [] if one.ranking is None else [one.ranking.scores_N.max(), one.ranking.scores_N.median(), one.ranking.scores_N.min()]
         table.add_row(Text(one.prompt), str(len(one.codes_Nhw)), *(f"{float(score):.3f}" for score in scores))
-    console = Console()
+    console = printer()
     console.print(table)
     pictures = sum(len(one.codes_Nhw) for one in found)
     console.print(Text(f"{pictures} {'picture' if pictures == 1 else 'pictures'} in {seconds:.1f} s: {out}"), soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmpretrain.cli.commands import printer
 from mmpretrain.cli.watching import watch
 from mmpretrain.evaluate import suite
 from mmpretrain.evaluate.result import Result, rows, shown
@@ -88,7 +89,7 @@ def finish(trainer: pl.Trainer, run: Path, console: Console | None = None) -> No
     page = run / "report.html"
     write_result(run, [*rows(results), *speed(run)], **where, report=str(page))
     write_report(run)
-    console = console or Console()
+    console = console or printer()
     console.print(table(results, speed(run)))
     for name, place in {**where, "report": str(page)}.items():
         console.print(f"{name:<10} {place}", soft_wrap=True, highlight=False, markup=False)
@@ -106,9 +107,10 @@ def headline(name: str) -> bool:
 
 def table(results: Sequence[Result], speeds: Sequence[Mapping[str, Any]]) -> Table:
     """The table at the end of ``fit``: measurement, value, chance, count; then speed and waiting."""
-    made = Table("measurement", "value", "chance", "count", title="Result", title_justify="left")
-    for column in made.columns[1:]:
-        column.justify = "right"
+    made = Table(title="Result", title_justify="left")
+    made.add_column("measurement", overflow="fold")
+    for column in ("value", "chance", "count"):
+        made.add_column(column, justify="right")
     for result in results:
         if headline(result.name):
             chance = "" if result.chance is None else f"{100 * result.chance:.1f} %"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mmpretrain.cli.commands import OneLine
+from mmpretrain.cli.commands import OneLine, printer
 from mmpretrain.cli.layering import layer, names, shipped
 
-WIDE = 1000  # characters, more than the table has
 FIELDS = ("system", "paper", "command", "parameters", "expected", "proof")
 
 
@@ -87,14 +85,10 @@ def run(argv: list[str]) -> int:
     if options.markdown:
         print(markdown())
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("system", "recipe", "objectives", "parameters", "proved against", box=None, pad_edge=False)
     for r in recipes():
         table.add_row(r.system, r.recipe, ", ".join(r.objectives), f"{r.parameters:,}", r.proof)
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=WIDE)  # a pipe or a file has no width to fit into
-    console.print(table)
+    printer().print(table)
     return 0

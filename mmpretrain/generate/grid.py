@@ -133,14 +133,18 @@ def _drawn(block: Block, columns: int, font: Any) -> Image.Image:
 
 
 def wrapped(text: str, font: Any, width: int) -> list[str]:
-    """The text in lines that are at most ``width`` pixels wide; a word that is too long has a line of its own."""
+    """The text in lines that are at most ``width`` pixels wide; a word that is longer is broken."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer
-        else:
-            lines.append(word)
+            continue
+        while font.getlength(word) > width and len(word) > 1:
+            whole = max(1, bisect_left(range(1, len(word)), True, key=lambda end: font.getlength(word[:end]) > width))
+            lines.append(word[:whole])
+            word = word[whole:]
+        lines.append(word)
     return lines
 
 

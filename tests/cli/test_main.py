@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from mmpretrain.cli.commands import WIDE, printer
 from mmpretrain.cli.main import main
 
 HEAVY = ("torch", "lightning", "jsonargparse", "transformers", "numpy", "open_clip", "timm", "PIL", "wandb")
@@ -94,6 +95,13 @@ def fake_distribution(folder, name: str, version: str) -> None:
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_tables_are_as_wide_as_a_terminal_and_no_narrower_elsewhere(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert printer().width == WIDE  # pytest's output is no terminal
+    monkeypatch.setenv("COLUMNS", "70")
+    assert printer().width == 70
 
 
 def test_openmmlabs_package_beside_ours_stops_every_command(tmp_path, monkeypatch):

@@ -45,6 +45,14 @@ def test_long_titles_are_wrapped():
     assert len(lines) > 2 and all(font.getlength(line) <= 120 for line in lines)
 
 
+def test_words_that_are_too_long_are_broken():
+    font = ImageFont.load_default(size=12)
+    lines = wrapped("a " + "redcircle" * 20 + " there", font, 120)
+    assert "".join(lines).replace(" ", "") == "a" + "redcircle" * 20 + "there"
+    assert all(font.getlength(line) <= 120 for line in lines)
+    assert wrapped("W", font, 1) == ["W"]
+
+
 def test_facts_travel_in_the_file():
     data = png(sheet([block(1)]), {"prompts": [{"prompt": "ein grüner Kreis", "scores": [0.25]}]})
     opened = Image.open(io.BytesIO(data))
