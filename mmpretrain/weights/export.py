@@ -16,6 +16,7 @@ from mmpretrain.models.clip import CLIP
 from mmpretrain.models.vilt import ViLT
 from mmpretrain.weights import clip, clip_config, export_beit, export_dvae, export_files, export_own, export_regions, own, vilt
 from mmpretrain.weights.export_check import CHECKS, Proof, has_transformers
+from mmpretrain.weights.keymap import KeyMapError
 
 TARGETS = ("transformers", "open_clip", "timm", "openai", "safetensors")
 TOLERANCE = 1e-4
@@ -79,7 +80,8 @@ def export(
             out.rmdir()
         os.replace(partial, out)
     except ValueError as error:
-        raise error if isinstance(error, ExportError) else ExportError(f"export to {to}: {error}") from None
+        remedy = "; export it to safetensors" if isinstance(error, KeyMapError) else ""
+        raise error if isinstance(error, ExportError) else ExportError(f"export to {to}: {error}{remedy}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out / "export_report.json"

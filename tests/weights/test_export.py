@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.checkpoints import TEXTS, checkpoint
+from helpers.checkpoints import TEXTS, checkpoint, config
 from PIL import Image
 
 import mmpretrain
@@ -86,6 +87,18 @@ def test_refusals(tmp_path: Path) -> None:
         export(vilt, "transformers", tmp_path / "out", pictures(), TEXTS)
     with pytest.raises(ExportError, match="at least one image"):
         export(vilt, "transformers", tmp_path / "new", [], TEXTS)
+
+
+def test_what_has_no_home_there_is_named_with_one_that_it_has(tmp_path: Path) -> None:
+    def masked(system: str, vocab: int, tied: bool) -> dict[str, Any]:
+        made = config(system, vocab, tied)
+        made["model"]["system"]["init_args"]["image"]["init_args"]["mask_token"] = True
+        return made
+
+    model = mmpretrain.load(checkpoint(tmp_path / "a.ckpt", "vilt", config=masked))
+    with pytest.raises(ExportError, match=r"for: image\.mask_token; export it to safetensors$"):
+        export(model, "transformers", tmp_path / "out", pictures(), TEXTS)
+    assert export(model, "safetensors", tmp_path / "out", pictures(), TEXTS).is_file()
 
 
 def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
