@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpretrain.train import distributed, events
 from mmpretrain.types import Batch
@@ -90,6 +90,18 @@ class StepGuard:
         self.in_a_row = self.logged = 0
         self.wants_rollback = False
         self.pending: deque[Verdict] = deque()
+        self._before: list[tuple[Tensor, Tensor]] = []  # running statistics of norms, and what they were before the step
+
+    def keep(self, root: nn.Module) -> None:
+        """Before the forward of a step that may be skipped: remember what it changes at once, the running statistics of norms."""
+        if "skip" in (self.on_nonfinite, self.on_spike):
+            norms = (module for module in root.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+            self._before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+
+    def _put_back(self, left_out: Tensor) -> None:
+        """The running statistics as they were, where the step is left out."""
+        for buffer, before in self._before:
+            buffer.copy_(torch.where(left_out, before, buffer))
 
     def passes(self, trainer: Any, optimizer: Any, batches: Sequence[Batch], result: Any, norm: Tensor, scaled: bool) -> bool:
         """Whether the optimiser may move. Every rank must call it, once per step, and gets the same answer.
@@ -115,11 +127,16 @@ class StepGuard:
         verdict = Verdict(trainer.global_step, tuple(batch.keys for batch in batches), result.finite_K, facts_4)
         if not scaled and not _waits(norm, optimizer):
             leave_out = facts_3[2] > 0
-            optimizer.found_inf = (leave_out | spike if self.on_spike == "skip" else leave_out).float()
+            leave_out = leave_out | spike if self.on_spike == "skip" else leave_out
+            optimizer.found_inf = leave_out.float()
+            self._put_back(leave_out)
             self.pending.append(_on_its_way(verdict))
             self.settle(trainer, DELAY)
             return True
-        return self._act(trainer, verdict)
+        passed = self._act(trainer, verdict)
+        if not passed:
+            self._put_back(torch.ones((), dtype=torch.bool, device=norm.device))
+        return passed
 
     def settle(self, trainer: Any, older_than: int = 0) -> None:
         """Act on the verdicts that the host has not read yet, but those of the last ``older_than`` steps."""

@@ -234,6 +234,7 @@ class Pretrain(EvaluatedModule):
             optimizer.optimizer.state.clear()
         optimizer.zero_grad(set_to_none=True)
         self._batches = batches
+        self.guard.keep(self.root)
         plan = plan_of(self.backward_plan, self.adversarial, self.trainer.precision_plugin)
         self._result = plan(self.root, batches, self.tasks(step, batches[0].source), self._backward, self.reduction)
         optimizer.step()  # on_before_optimizer_step guards and clips

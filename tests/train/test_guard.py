@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
-from train.fakes import FakeData, FakeMatch, FakeMLM, FakeModel, Poison, States
+from train.fakes import WIDTH, FakeData, FakeMatch, FakeMLM, FakeModel, Poison, States
 from train.runs import quiet, trainer
 
 from mmpretrain.train import guard
@@ -20,6 +20,7 @@ from mmpretrain.train.checkpoint import Checkpoints
 from mmpretrain.train.guard import NonFiniteStep, Spikes
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.optim import Optimizer
+from mmpretrain.train.pretraining import Pretraining
 from mmpretrain.train.schedule import Constant
 from mmpretrain.types import Batch, Score
 
@@ -79,6 +80,32 @@ def test_a_bad_step_and_its_keys(tmp_path: Path, policy: str) -> None:
     assert first["event"] == "nonfinite" and first["at"] == 5 and first["loss"] == "nan" and first["policy"] == policy
     assert first["keys"] == [f"s{n}" for n in range(40, 48)]
     assert [one["event"] for one in happened(tmp_path)[1:]] == (["rollback"] if policy == "rollback" else [])
+
+
+class Normed(FakeModel):
+    """With running statistics, into which one sample puts numbers that are not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = torch.nn.BatchNorm1d(WIDTH)
+
+    def forward(self, batch: Batch, kind: str = "fused") -> States:
+        states = super().forward(batch, kind)
+        bad = math.inf if "s43" in batch.keys else 1.0
+        return states._replace(pooled_BD=self.running(states.pooled_BD * bad))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+    if not waits:
+        monkeypatch.setattr(guard, "_waits", lambda *_: False)
+        monkeypatch.setattr(guard, "_on_its_way", lambda verdict: verdict._replace(ready=Unread()))
+    made, saved = module(FakeMatch(view="match"), on_nonfinite="skip", fused=True), {}
+    made.root = Pretraining(Normed(), made.root.objectives)
+    made.on_train_batch_start = lambda *_: saved.setdefault(made.trainer.global_step, weights(made))
+    fit(tmp_path, made, 8)
+    assert equal(saved[6], saved[5]) and not equal(saved[5], saved[4]) and not equal(saved[7], saved[6])
+    assert all(torch.isfinite(value).all() for value in weights(made).values()) and made.root.model.running.num_batches_tracked == 14
 
 
 @pytest.mark.fault(50)
