@@ -142,6 +142,14 @@ def boards(loaders: Sequence[Any]) -> list[tuple[Any, Board]]:
     return [(loader, board) for loader, board in pairs if isinstance(board, Board) and getattr(loader, "_iterator", None) is not None]
 
 
+def end(loaders: Sequence[Any]) -> None:
+    """End the workers of these loaders. Whoever reads on starts them again."""
+    for loader in loaders:
+        if (stop := getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)) is not None:
+            stop()
+            loader._iterator = None
+
+
 def dead(loader: Any) -> dict[int, int]:
     """Worker number -> exit code, of those that have ended."""
     processes = getattr(getattr(loader, "_iterator", None), "_workers", ())

@@ -16,7 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 
+from mmpretrain.data import working
 from mmpretrain.train.checkpoint import Checkpoints, resolve
+from mmpretrain.train.watchdog import loaders
 
 
 def run_steps(trainer: pl.Trainer) -> int | None:
@@ -106,7 +108,13 @@ class Trainer(pl.Trainer):
     def fit(self, model: Any, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """As Lightning's; ``ckpt_path`` may be ``last``, ``best``, a run folder, a checkpoint folder or a file."""
         with handlers_kept():
-            super().fit(model, *args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+            try:
+                super().fit(model, *args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+            except BaseException:  # Lightning then leaves the data open and, in a validation, the workers of training alive
+                working.end(loaders(self))
+                if (data := getattr(self, "datamodule", None)) is not None:
+                    data.teardown("fit")
+                raise
 
     def validate(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
         """As Lightning's, with the paths of ``fit``."""

@@ -58,6 +58,28 @@ def fit(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, 
     return caught.value
 
 
+class Fails(pl.Callback):
+    def on_validation_batch_end(self, *_: Any) -> None:
+        raise RuntimeError("an error in a validation")
+
+
+def test_an_error_in_a_validation_leaves_no_worker_and_no_open_shard(tmp_path: Path) -> None:
+    """Lightning ends the workers of the loop that it is in."""
+
+    def runs() -> None:
+        quiet()
+        source = data(write_shards(tmp_path / "shards", (12, 12)), "clip")
+        source.workers = 1
+        fitter = trainer(4, [Fails()], default_root_dir=tmp_path, num_sanity_val_steps=0, val_check_interval=1)
+        with pytest.raises(RuntimeError, match="in a validation"):
+            fitter.fit(build("clip"), datamodule=source)
+        assert not multiprocessing.active_children()
+        assert not [name for name in Path("/proc/self/fd").iterdir() if name.is_symlink() and os.readlink(name).endswith(".tar")]
+
+    ended = child(runs)
+    assert ended.code == 0, ended.output[-2000:]
+
+
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     return write_shards(tmp_path / "shards", sizes=(12, 12))
