@@ -20,7 +20,7 @@ class Plateau(Schedule):
     It has come to rest when ``patience`` looks in a row found no mean loss below ``1 - threshold`` times the best one so far. A look at
     the loss of training is the mean over ``window`` optimiser steps, over all ranks, of steps whose loss was finite; steps of the warm-up
     are not looked at. A look at the loss of validation is one validation (of the first set). So every rank has the same rate, and a
-    resumed run those of an unbroken one: what was seen is part of a checkpoint.
+    resumed run those of an unbroken one: what was seen is part of a checkpoint (but a validation that was interrupted is not made again).
 
     Args:
         warmup: steps (int), or share of all steps (float below 1).
