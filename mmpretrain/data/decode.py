@@ -205,6 +205,8 @@ def assemble(key: str, members: Mapping[str, bytes | None]) -> Sample:
         raise BadSample(f"two pictures claim one place: {', '.join(name for _, name in names)}")
     images = tuple(members[name] or b"" for _, name in names)
     rest = {name: value for name, value in meta.items() if name not in ("captions", "statement", "label", "statements")}
+    if "edits" in rest:
+        rest["edits"] = _edits(rest["edits"])
     return Sample(key, captions, images, statements, rest, members.get(REGIONS), members.get(CODES))
 
 
@@ -240,6 +242,13 @@ def _statements(meta: Mapping[str, Any]) -> tuple[Statement, ...]:
         if cleaned := decode_text(text.encode("utf-8", "surrogatepass")):
             made.append(Statement(cleaned, label))
     return tuple(made)
+
+
+def _edits(found: Any) -> list[list[dict[str, Any]]]:
+    """Of each caption those entries of ``json.edits`` that have a text and a kind; whatever else stands there is passed over."""
+    good = lambda one: isinstance(one, dict) and isinstance(one.get("kind"), str) and isinstance(one.get("text"), str)
+    listed = found if isinstance(found, list) else []
+    return [[one for one in edits if good(one)] if isinstance(edits, list) else [] for edits in listed]
 
 
 def questions(meta: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -69,23 +69,26 @@ class Words(NamedTuple):
 
 def things_of(meta: Mapping[str, Any], size: tuple[int, int] | None = None) -> list[Placed] | None:
     """The annotated things of a sample (``objects`` with ``colour``, ``shape`` and ``box`` [x, y, width, height] in pixels); None where one
-    lacks any of them, or nothing says how large the picture is.
+    lacks any of them or has another form, or nothing says how large the picture is.
 
     Args:
         size: width and height of the picture; None: ``width`` and ``height`` of ``meta``.
     """
-    size = size or (int(meta.get("width") or 0), int(meta.get("height") or 0))
-    objects = meta.get("objects")
-    if not isinstance(objects, list) or min(size) < 1:
+    size, objects = size or (meta.get("width"), meta.get("height")), meta.get("objects")
+    if not isinstance(objects, list) or not all(_is_number(side) and side >= 1 for side in size):
         return None
     found = []
     for item in objects:
         box = item.get("box") if isinstance(item, dict) else None
-        if not isinstance(box, list) or len(box) != 4 or not item.get("colour") or not item.get("shape"):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or not item.get("colour") or not item.get("shape"):
             return None
         x, y, width, height = (float(side) for side in box)
         found.append(Placed((str(item["colour"]), str(item["shape"])), (x + width / 2) / size[0], (y + height / 2) / size[1]))
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def claims(caption: str, words: Words) -> Claims:

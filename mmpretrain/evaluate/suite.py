@@ -124,8 +124,9 @@ def _objects(pretrained: Pretrained, data: EvalSet, limit: int | None, templates
 
 def object_names(sample: Sample) -> set[str]:
     """``colour shape`` of the annotated objects of a sample; empty where they lack either."""
-    objects = sample.meta.get("objects") or ()
-    rows = [item for item in objects if isinstance(item, dict) and item.get("colour") and item.get("shape")]
+    objects = sample.meta.get("objects")
+    listed = objects if isinstance(objects, list) else ()
+    rows = [item for item in listed if isinstance(item, dict) and item.get("colour") and item.get("shape")]
     return {f"{item['colour']} {item['shape']}" for item in rows}
 
 

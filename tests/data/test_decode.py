@@ -10,6 +10,7 @@ from helpers.pictures import flat
 from mmpretrain.data.bad import reason_of
 from mmpretrain.data.decode import assemble, decode_json, decode_text, join
 from mmpretrain.data.errors import BadSample
+from mmpretrain.evaluate.matching import edit_pairs
 
 
 @pytest.mark.fault(19)
@@ -58,3 +59,16 @@ def test_several_pictures_come_in_order_and_side_by_side():
     assert joined.size == (7, 5) and joined.getpixel((3, 4)) == (255, 255, 255) and joined.getpixel((4, 4)) == (2, 2, 2)
     with pytest.raises(BadSample, match="two pictures"):
         assemble("k", {"png": b"a", "jpg": b"b"})
+
+
+@pytest.mark.parametrize(
+    "found", ["abc", 5, {"a": 1}, ["x"], [["x"]], [None], [[{"text": "b"}]], [[{"kind": "k", "text": 3}]], [{"text": "b"}]]
+)
+def test_edits_of_another_form_are_none(found):
+    sample = assemble("k", {"json": meta(captions=["a"], edits=found)})
+    assert not any(sample.meta["edits"]) and edit_pairs([sample]).kind == []
+
+
+def test_edits_are_kept_as_they_are():
+    found = [[{"text": "b", "kind": "word", "more": 1}, {"text": "c", "kind": "swap"}], []]
+    assert assemble("k", {"json": meta(captions=["a", "d"], edits=found)}).meta["edits"] == found

@@ -8,6 +8,7 @@ import pytest
 
 from mmpretrain.data_tools import scenes_samples
 from mmpretrain.evaluate.claims import Beside, Claims, Placed, Words, agrees, claims, holds, prompt_of, shown, things_of
+from mmpretrain.evaluate.suite import object_names
 from mmpretrain.types import Sample
 
 WORDS = Words(
@@ -105,4 +106,6 @@ def test_annotations_in_parts_are_none():
     for lack in ("colour", "shape", "box"):
         assert things_of({**whole, "objects": [{k: v for k, v in whole["objects"][0].items() if k != lack}]}) is None
     assert things_of({"objects": whole["objects"]}) is None and things_of({}) is None
+    for other in ({"width": "10"}, {"objects": [{**whole["objects"][0], "box": [0, 0, 5, None]}]}, {"objects": 5}):
+        assert things_of({**whole, **other}) is None and object_names(Sample("k", (), (), meta={**whole, **other})) <= {"red circle"}
     assert Claims.none().things == Counter()
