@@ -78,14 +78,14 @@ def checkpoint(text: str) -> Path:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, without a byte order mark.
 
     Raises:
         UserError: it is not UTF-8.
         OSError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text in UTF-8 (byte {error.start + 1} is {error.object[error.start]:#04x})") from None
 

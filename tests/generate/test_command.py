@@ -26,7 +26,7 @@ def place(tmp_path_factory) -> Path:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / "start.png")
     (folder / "broken.png").write_bytes(b"\x89PNG nothing")
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
-    (folder / "prompts.txt").write_text("two blue balls\n\n a small yellow cone \n")
+    (folder / "prompts.txt").write_text("\ufefftwo blue balls\n\n a small yellow cone \n", encoding="utf-8")
     return folder
 
 
