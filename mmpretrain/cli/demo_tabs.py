@@ -144,16 +144,18 @@ def masked_words(pretrained: Pretrained, image: Image.Image | None, text: str) -
     ]
 
 
-def generate(generator: Generator, prompt: str, n: int, guidance: float, seed: int) -> list[tuple[Image.Image, float | None]]:
+def generate(generator: Generator, prompt: str, n: int, guidance: float, seed: int | None) -> list[tuple[Image.Image, float | None]]:
     """``n`` pictures of a prompt with their cosines, best first; without scores, in the order of drawing, where nothing re-ranks.
 
     Raises:
-        ValueError: ``n`` is not from 1 to ``PICTURES``; see ``mmpretrain.Generator``.
+        ValueError: ``n`` is not from 1 to ``PICTURES``, there is no seed; see ``mmpretrain.Generator``.
     """
     from mmpretrain.generate.choosing import Sampling
 
     if not 1 <= n <= PICTURES:
         raise ValueError(f"the number of pictures must be from 1 to {PICTURES}")
+    if seed is None:  # a field that was emptied
+        raise ValueError("the seed must be a whole number, such as 0")
     (found,) = generator(prompt, int(n), Sampling(guidance=float(guidance), seed=int(seed)))
     scores = None if found.ranking is None else found.ranking.scores_N.tolist()
     return [(found.image(number), None if scores is None else scores[number]) for number in found.order]

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +200,7 @@ def _measure(options: argparse.Namespace) -> int:
 def _judges(options: argparse.Namespace, generator: Generator) -> Any:
     """What the options name to measure by."""
     import mmpretrain
+    from mmpretrain.cli.watching import watch
     from mmpretrain.evaluate.inception import Inception
     from mmpretrain.evaluate.probe_training import trained
     from mmpretrain.evaluate.samples import open_set
@@ -211,7 +213,10 @@ def _judges(options: argparse.Namespace, generator: Generator) -> Any:
     inception = None if options.inception is None else Inception.load(options.inception)
     features = None if options.features is None else _reference(options.features, inception)
     real = None if options.real is None else open_set("real", options.real)
-    probe = None if options.probe == "none" else trained(open_set("probe", options.probe or "scenes:train"))
+    probe = None
+    if options.probe != "none":
+        with watch() as progress:  # it is trained once
+            probe = trained(open_set("probe", options.probe or "scenes:train"), report=partial(progress, "training the probe, steps"))
     return Judges(probe, clip, inception, features, real)
 
 

@@ -98,6 +98,8 @@ def test_generate_gives_the_pictures_of_the_generator(place):
     (wanted,) = generator("a red cube", 3, Sampling(guidance=1.5, seed=4))
     assert [np.array(image).tolist() for image, _ in drawn] == [np.array(image).tolist() for image in wanted.images]
     assert [score for _, score in drawn] == sorted(wanted.ranking.scores_N.tolist(), reverse=True) and found.unit == "cosine"
+    with pytest.raises(ValueError, match="the seed must be a whole number"):
+        found.tabs["Generate"]("a red cube", 3, 1.5, None)  # its field was emptied
     alone = open_demo(place / "dalle.ckpt", place / "dvae.ckpt")
     assert [score for _, score in alone.tabs["Generate"]("a red cube", 2, 1, 0)] == [None, None] and alone.unit == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from helpers.checkpoints import checkpoint
 from helpers.generation import dalle
 
 from mmpretrain.cli.errors import UserError
-from mmpretrain.cli.generate import _reference
+from mmpretrain.cli.generate import _judges, _reference
 from mmpretrain.evaluate import probe_training
 from mmpretrain.evaluate.claims import Beside, Claims, Placed
 from mmpretrain.evaluate.generation import Prompted, attributes, clip_features, clip_scores, distances, reference
@@ -242,6 +243,20 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_drawn(chain, few,
     np.save(tmp_path / "narrow.npy", np.eye(3))
     with pytest.raises(UserError, match=r"narrow\.npy: features of 3 values, FID's Inception gives 2048"):
         _reference(tmp_path / "narrow.npy", SimpleNamespace(features=None))
+
+
+def test_the_training_of_the_probe_is_told(monkeypatch, capsys):
+    def train(data, report):
+        report(1, 800)
+        return f"probe of {data}"
+
+    ticks = itertools.count(0, 100)
+    monkeypatch.setattr("time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr(probe_training, "trained", train)
+    monkeypatch.setattr("mmpretrain.evaluate.samples.open_set", lambda _, source: source)
+    options = SimpleNamespace(judge=None, inception=None, features=None, real=None, probe=None)
+    assert _judges(options, SimpleNamespace(scorer=None)).probe == "probe of scenes:train"
+    assert "training the probe, steps: 1 of 800" in capsys.readouterr().err
 
 
 def test_nothing_to_measure(chain, few):
