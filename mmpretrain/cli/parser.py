@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -44,12 +44,26 @@ def options(parser: argparse.ArgumentParser) -> list[str]:
     return [name for name in dict.fromkeys(found) if name not in ("help", "print_config")]
 
 
-def accepted(class_path: str) -> list[str]:
-    """Names of the arguments of a class given by its import path; those of its bases too where it takes ``**kwargs``."""
+def _imported(class_path: str) -> Any:
+    """The class of an import path; None where there is none."""
     module, _, name = class_path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _kind(class_path: str, argument: str) -> str:
+    """The import path of the class that an argument of a class is, or may be."""
+    kind = get_type_hints(_imported(class_path).__init__).get(argument)
+    kinds = [one for one in (kind, *get_args(kind)) if inspect.isclass(one)]
+    return f"{kinds[0].__module__}.{kinds[0].__qualname__}" if kinds else ""
+
+
+def accepted(class_path: str) -> list[str]:
+    """Names of the arguments of a class given by its import path; those of its bases too where it takes ``**kwargs``."""
+    found = _imported(class_path)
+    if found is None:
         return []
     names: list[str] = []
     base: Any
@@ -159,15 +173,17 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str], typed
         if not word.startswith("-"):
             return f"'{word}' is not an option; options start with '--'.{nearest(word, known)}"
         return f"unknown option '{word}'.{_option(word, known)}"
+    keys = [_strip(key) for key in re.findall(r'[Pp]arser key "([^"]+)"', message)]
+    classes = re.findall(r"class_path '([^']+)'", message)
     if found := re.search(r"does not accept option '([^']+)'", message):
         group = re.search(r"Group '([^']+)' does not", message)
+        if group and classes:
+            return _no_argument(_full(".".join([*keys, group[1]]), at), found[1], _kind(classes[-1], group[1]), at)
         key = f"{group[1]}.{found[1]}" if group and not found[1].startswith(group[1]) else found[1]
         return _unknown(_strip(key), known, at)
     if found := re.search(r"arguments? (?:are|is) required: (.+)", message):
         keys = [_strip(key) for key in re.split(r",\s*", found[1].strip())]
         return f"missing: {', '.join(keys)}. Give a recipe (--config vilt.yaml) or --{keys[0]} VALUE; mmpretrain systems lists the recipes"
-    keys = [_strip(key) for key in re.findall(r'[Pp]arser key "([^"]+)"', message)]
-    classes = re.findall(r"class_path '([^']+)'", message)
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _no_argument(key, found[1], classes[-1] if classes else "", at)

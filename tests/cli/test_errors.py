@@ -126,6 +126,16 @@ def test_a_part_that_may_be_null_says_what_is_wrong_with_it(capfd, words, says):
     assert refused(capfd, "--config", "villa.yaml", f"--model.adversarial.{words[0]}", words[1]).startswith(says)
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_an_option_of_a_part_of_an_objective(capfd, tmp_path, typed):
+    mrc = "{class_path: mmpretrain.objectives.mrc.MRC, init_args: {target: kl, masker: {zeros: 0.5}}}"
+    (tmp_path / "mine.yaml").write_text(f"model: {{objectives: {{mrc: {mrc}}}}}\n")
+    words = ["--model.objectives.mrc.masker", "{zeros: 0.5}"] if typed else ["--config", "mine.yaml"]
+    where = "on the command line" if typed else f"in {tmp_path / 'mine.yaml'}"
+    says = "model.objectives.mrc.masker: mmpretrain.objectives.region_masking.RegionMasker has no argument 'zeros'"
+    assert refused(capfd, "--config", "vilbert.yaml", *words) == f"{says} ({where}). Did you mean 'zero'?"
+
+
 def test_no_run_folder_is_left_behind(capfd, tmp_path):
     refused(capfd, "--config", "vilt.yaml", "--trainer.max_stps", "3")
     assert list(tmp_path.iterdir()) == []
