@@ -128,12 +128,20 @@ def _target(path: str, value: Any, owners: Mapping[str, Any]) -> tuple[Any, str]
     """
     owner_name, _, attribute = path.partition(".")
     owner = owners.get(owner_name)
-    present = getattr(owner, attribute, None) if owner is not None and attribute else None
+    if owner is None:
+        known = ", ".join(name for name, one in owners.items() if one is not None)
+        raise ValueError(f"model.phases: {path!r} is not a number, switch or word of one of: {known}")
+    present = getattr(owner, attribute, None) if attribute else None
     numbers = isinstance(present, int | float) and isinstance(value, int | float)
     if present is None or not (numbers or type(present) is type(value)):
-        known = ", ".join(name for name, one in owners.items() if one is not None)
-        raise ValueError(f"model.phases: {path!r} is not a number, switch or word like {value!r} of one of: {known}")
+        known = ", ".join(f"{name} ({one!r})" for name, one in vars(owner).items() if _settable(name, one))
+        raise ValueError(f"model.phases: {path!r} is not a number, switch or word like {value!r}; {owner_name} has {known or 'none'}")
     return owner, attribute
+
+
+def _settable(name: str, value: Any) -> bool:
+    """Whether an attribute is one that a row may set, for messages."""
+    return isinstance(value, int | float | str) and not name.startswith("_") and name not in ("training", "name")
 
 
 def _values(row: Any) -> dict[str, Any]:

@@ -96,15 +96,23 @@ def test_a_resumed_run_has_the_values_of_rows_that_ended_before():
     assert found == [(0.5, 9.0), (0.5, 9.0), (0.5, 0.0), (0.5, 0.25), (0.5, 0.25), (0.5, 0.25), (0.5, 0.25)]
 
 
-@pytest.mark.parametrize("path", ["model.warmth", "elbo.name", "nobody.weight", "temperature"])
-def test_a_target_that_is_no_number_is_refused(path):
-    with pytest.raises(ValueError, match=rf"model\.phases: '{path}' is not a number, switch or word like 0\.0"):
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("model.warmth", "like 0.0; model has "),
+        ("elbo.name", "like 0.0; elbo has "),
+        ("nobody.weight", "of one of: "),
+        ("model", "like 0.0"),
+    ],
+)
+def test_a_target_that_is_no_number_is_refused(path, says):
+    with pytest.raises(ValueError, match=rf"model\.phases: '{path}' is not a number, switch or word {says}"):
         Phases([{"set": {path: {"from": 0, "to": 1, "over": 5}}}]).apply(0, owners())
 
 
 def test_every_row_is_checked_before_the_run(tmp_path):
     rows = [{"until": 2, "set": {"match.weight": 1.0}}, {"set": {"match.wieght": 0.0}}]
-    with pytest.raises(ValueError, match=r"model\.phases: 'match\.wieght' is not a number"):
+    with pytest.raises(ValueError, match=r"model\.phases: 'match\.wieght' is not a number.* like 0\.0; match has .*weight \(0\.5\)"):
         trainer(4, default_root_dir=tmp_path).fit(build(phases=rows), datamodule=FakeData())
 
 
