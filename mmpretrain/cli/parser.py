@@ -182,8 +182,11 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str], typed
         key = f"{group[1]}.{found[1]}" if group and not found[1].startswith(group[1]) else found[1]
         return _unknown(_strip(key), known, at)
     if found := re.search(r"arguments? (?:are|is) required: (.+)", message):
-        keys = [_strip(key) for key in re.split(r",\s*", found[1].strip())]
-        return f"missing: {', '.join(keys)}. Give a recipe (--config vilt.yaml) or --{keys[0]} VALUE; mmpretrain systems lists the recipes"
+        lacks = [_strip(key) for key in re.split(r",\s*", found[1].strip())]
+        if classes:
+            key = _full(".".join(keys), at)
+            return f"{key}{_where(key, at)}: {classes[-1]} needs {', '.join(lacks)}"
+        return f"missing: {', '.join(lacks)}. Give a recipe (--config vilt.yaml) or --{lacks[0]} VALUE; mmpretrain systems lists the recipes"
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _no_argument(key, found[1], classes[-1] if classes else "", at)

@@ -136,6 +136,11 @@ def test_an_option_of_a_part_of_an_objective(capfd, tmp_path, typed):
     assert refused(capfd, "--config", "vilbert.yaml", *words) == f"{says} ({where}). Did you mean 'zero'?"
 
 
+def test_an_argument_that_a_part_needs(capfd):
+    said = refused(capfd, "--config", "uniter.yaml", "--model.transforms", "[{class_path: mmpretrain.weights.bert.FromBERT}]")
+    assert said == "model.transforms (on the command line): mmpretrain.weights.bert.FromBERT needs folder"
+
+
 def test_no_run_folder_is_left_behind(capfd, tmp_path):
     refused(capfd, "--config", "vilt.yaml", "--trainer.max_stps", "3")
     assert list(tmp_path.iterdir()) == []
