@@ -36,7 +36,7 @@ class Metrics(pl.Callback):
     """Writes every ``trainer.log_every_n_steps`` optimiser steps: ``train/loss``, ``train/<objective>/loss`` and its other metrics,
     ``train/grad_norm``, ``train/lr``, ``train/value/model.temperature`` and the like (ramps of ``model.phases``), ``speed/samples_per_s``,
     ``speed/tokens_per_s`` (real tokens, no padding), ``data/wait_share``, ``memory/rss_gib``; and after each validation the ``val/...``
-    metrics. Means are exact over ranks and over the interval.
+    metrics. Means are exact over ranks and over the interval. Warns, once and after a validation, of an objective that had no term so far.
 
     Args:
         directory: where ``metrics.jsonl`` goes; None: the trainer's ``default_root_dir``.
@@ -46,6 +46,7 @@ class Metrics(pl.Callback):
         self.directory = directory
         self.path: Path | None = None
         self.latest: dict[str, float] = {}  # newest value of every metric, for the final table
+        self._empty: set[str] = set()  # what had no count in some interval
         self._journal: events.Journal | None = None
         self._restored: dict[str, float] = {}
         self._device = torch.device("cpu")
@@ -102,6 +103,7 @@ class Metrics(pl.Callback):
         samples, tokens = self._work()
         seconds = max(self._wait + self._busy, 1e-9)
         values = module.meter.read(device)
+        self._empty.update(module.meter.empty)
         values |= {f"train/value/{name}": value for name, value in module.phases.ramped.items()}
         values["train/grad_norm"] = module.grad_norm.item()
         values["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
@@ -123,6 +125,15 @@ class Metrics(pl.Callback):
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             fresh = trainer._logger_connector.metrics["callback"]  # ``callback_metrics`` keeps those that this validation did not log
             self.write(trainer, {name: float(value) for name, value in fresh.items() if name.startswith("val/")})
+            self._warn(pl_module)
+
+    def _warn(self, module: Pretrain) -> None:
+        """Of objectives that were computed and had no term so far."""
+        resting = [name for name in module.root.objectives if f"train/{name}/loss" in self._empty - self.latest.keys()]
+        if resting and "train/loss" in self.latest:
+            what = "the data have nothing for it (tags, second captions, questions, graphs): see docs/objectives.md"
+            pl.utilities.rank_zero_warn(f"{', '.join(resting)}: no term in any step so far, so nothing is learned from it; {what}")
+        self._empty.difference_update(f"train/{name}/loss" for name in resting)
 
     def write(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
         """Append one line (rank 0). Other callbacks use it for metrics of their own."""

@@ -21,6 +21,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.pairs: dict[str, Tensor] = {}
+        self.empty: tuple[str, ...] = ()  # names without a count when it was last read
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Add a sum and its count."""
@@ -48,6 +49,7 @@ class Meter:
         sums = self.state(device)
         if clear:
             self.pairs = {}
+        self.empty = tuple(name for name, (_, count) in sums.items() if not count > 0)
         return {name: total / count for name, (total, count) in sums.items() if count > 0}
 
     def state(self, device: torch.device) -> dict[str, list[float]]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers.logger import DummyLogger
-from train.fakes import LENGTH, FakeData
+from torch import Tensor
+from train.fakes import LENGTH, FakeData, FakeMatch, States
 from train.resume import go
 from train.runs import build, quiet, trainer
 
 from mmpretrain.train import places, run_dir
 from mmpretrain.train.callbacks import Metrics, forget_after
+from mmpretrain.types import Batch, Score
 
 
 class Broken(DummyLogger):
@@ -60,6 +63,34 @@ def test_a_validation_writes_what_it_measured_itself(tmp_path: Path) -> None:
     fitter.fit(build(), datamodule=FakeData())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"]: line.get("val/measured") for line in lines if "val/loss" in line} == {1: 1.0, 2: None, 3: 3.0, 4: None}
+
+
+class Rests(FakeMatch):
+    """Has a term at one step alone, or at none."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__(view="match")
+        self.at, self.calls = at, 0
+
+    def count(self, batch: Batch) -> Tensor:
+        return super().count(batch) * float(self.calls == self.at)
+
+    def forward(self, hidden: States, batch: Batch) -> Score:
+        score = super().forward(hidden, batch)
+        self.calls += self.training
+        return score._replace(sum=score.sum * score.count)
+
+
+@pytest.mark.parametrize(("at", "told"), [(None, 1), (0, 0), (2, 0)])
+def test_an_objective_that_never_has_a_term_is_told_once(tmp_path: Path, at: int | None, told: int) -> None:
+    quiet()
+    module = build()
+    module.root.objectives["match"] = Rests(at)
+    fitter = trainer(4, [Metrics()], default_root_dir=tmp_path, log_every_n_steps=1, val_check_interval=4)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fitter.fit(module, datamodule=FakeData())
+    assert sum("match: no term in any step so far" in str(one.message) for one in found) == told
 
 
 @pytest.mark.fault(54)
