@@ -186,7 +186,7 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str], typed
         if classes:
             key = _full(".".join(keys), at)
             return f"{key}{_where(key, at)}: {classes[-1]} needs {', '.join(lacks)}"
-        return f"missing: {', '.join(lacks)}. Give a recipe (--config vilt.yaml) or --{lacks[0]} VALUE; mmpretrain systems lists the recipes"
+        return f"missing: {', '.join(lacks)}. Give a recipe (--config vilt.yaml) or --{lacks[0]} VALUE; mmpretrain systems lists them"
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _no_argument(key, found[1], classes[-1] if classes else "", at)
