@@ -35,7 +35,7 @@ class Journal:
         self.path = path
         self.failures = 0
         self._waiting: list[bytes] = []
-        self._good: int | None = None  # size of the file up to the last whole line
+        self._good: int | None = None  # where the last try failed: the size of the file before it
 
     def append(self, entry: Mapping[str, Any]) -> bool:
         """Write one line, and those that wait; False when the disk refused."""
@@ -51,13 +51,12 @@ class Journal:
                     file.write(b"\n")
                 file.write(b"".join(self._waiting))
                 file.flush()
-                self._good = file.tell()
         except OSError as error:
             self.failures += 1
             if self.failures == 1:
                 rank_zero_warn(f"{self.path}: {error.strerror}; lines wait in memory, training goes on")
             return False
-        self._waiting = []
+        self._waiting, self._good = [], None
         return True
 
 

@@ -207,6 +207,8 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(tmp_path: Path, monkeypat
         signal.signal(signal.SIGXFSZ, before)
     assert journal.append({"step": 4}) and journal.failures == 2
     assert lines(journal.path) == [{"step": step} for step in (1, 2, 3, 4)]  # the torn line is cut off, none is lost
+    other = Journal(journal.path)  # of another rank, at an error
+    assert other.append({"rank": 1}) and journal.append({"step": 5}) and lines(journal.path)[-2:] == [{"rank": 1}, {"step": 5}]
     with journal.path.open("ab") as file:
         file.write(b'{"step": 5')  # of a process that was killed on a full disk
     assert Journal(journal.path).append({"step": 6})
