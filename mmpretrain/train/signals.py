@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from types import FrameType
 from typing import Any
 
@@ -46,6 +47,8 @@ class Preemption(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.received, self._owner = 0, os.getpid()
+        if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+            return
         for number in SIGNALS:  # after Lightning's own, whose handlers save and talk to other ranks inside the handler
             self._before[number] = signal.signal(number, self._handle)
 

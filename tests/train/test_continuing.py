@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,14 @@ def test_a_file_just_written_is_never_pruned(tmp_path: Path) -> None:
 class Dies(pl.Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         raise RuntimeError("an error in a step")
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(fit(tmp_path, 2, callbacks=[Preemption()]).global_step))
+    thread.start()
+    thread.join()
+    assert found == [2]
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["ends", "dies"])
