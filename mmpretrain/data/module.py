@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mmpretrain.data import codes_info, needs, regions_info, working
 from mmpretrain.data.answers import AnswerOptions
+from mmpretrain.data.bad import BadWindow
 from mmpretrain.data.buckets import Buckets
 from mmpretrain.data.cursor import Cursor
 from mmpretrain.data.dataset import Assembler, StepDataset, ValDataset
@@ -197,9 +198,20 @@ class ShardData(ReadingData):
             self.cursor = _CURSORS[self.feed.mix](self.feed, self.identity(), self.allow_data_change)
             rank_zero_info(self.set.tell(self.feed))
             self.go()
+        elif stage == "fit" and self.trainer is not None and self.trainer.global_step == 0 and self._saved is None:
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """Another run with this data module: it starts at the beginning, wherever the one before ended."""
+        assert self.feed is not None
+        if self.feed.mix == "sample":
+            self.feed.rebase((0, 0), [0] * len(self.feed.parts))
+        self.cursor = _CURSORS[self.feed.mix](self.feed, self.identity(), self.allow_data_change)
+        self.bad = BadWindow(self.bad.fraction)
 
     def teardown(self, stage: str | None = None) -> None:
         """Close the shards. Whoever reads on opens them again."""
+        self._saved = None if self.cursor is not None else self._saved  # the run that ends went to it
         for reader in (*self.set.readers, *self._val.values()):
             reader.close()
 

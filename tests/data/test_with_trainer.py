@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -10,6 +11,7 @@ import torch
 from helpers.shards import write_shards
 
 from mmpretrain.data.image import ImageTransform
+from mmpretrain.data.mixture import TrainSource
 from mmpretrain.data.module import ShardData
 from mmpretrain.data.text import TextOptions
 
@@ -45,16 +47,13 @@ def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("twenty"), (11, 9))  # 5 steps of 4
 
 
-def run(shards, ckpt: str | None = None, save: str | None = None, workers: int = 0, **flags) -> Watch:
-    data = ShardData(
-        str(shards),
-        val={"v": str(shards)},
-        batch_size=4,
-        text=TextOptions(vocab_size=300),
-        image=ImageTransform("squash", 8),
-        workers=workers,
-    )
-    watch = Watch()
+def made(shards, workers: int = 0, train: Any = None) -> ShardData:
+    text, image = TextOptions(vocab_size=300), ImageTransform("squash", 8)
+    return ShardData(train or str(shards), val={"v": str(shards)}, batch_size=4, text=text, image=image, workers=workers)
+
+
+def run(shards, ckpt: str | None = None, save: str | None = None, workers: int = 0, data: ShardData | None = None, **flags) -> Watch:
+    data, watch = data or made(shards, workers), Watch()
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, num_sanity_val_steps=0, **silent, **flags)
     trainer.fit(watch, datamodule=data, ckpt_path=ckpt, weights_only=True)
@@ -66,6 +65,21 @@ def run(shards, ckpt: str | None = None, save: str | None = None, workers: int =
 @pytest.fixture(scope="module")
 def straight(shards) -> Watch:
     return run(shards, max_steps=13, max_epochs=-1)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_another_run_with_one_data_module_starts_at_the_beginning(shards, tmp_path, mixed):
+    train = {"a": TrainSource(str(shards), weight=2.0), "b": TrainSource(str(shards / "00001.tar"), weight=1.0)} if mixed else None
+    data, path = made(shards, train=train), str(tmp_path / "three.ckpt")
+    first = run(shards, data=data, save=path, max_steps=3, max_epochs=-1)
+    data.bad.add(10, [("00000.tar", "k", "damaged", "damaged")])
+    assert run(shards, data=data, max_steps=3, max_epochs=-1).steps == first.steps and not data.bad.total
+    rest = run(shards, data=data, ckpt=path, max_steps=5, max_epochs=-1)
+    assert data.cursor.steps == 5 and not set(rest.steps) & set(first.steps)
+    assert run(shards, data=data, max_steps=5, max_epochs=-1).steps == [*first.steps, *rest.steps]
+    position = data.state_dict()
+    data.load_state_dict(position)  # by hand
+    assert run(shards, data=data, max_steps=1, max_epochs=-1).steps and data.cursor.steps == 6
 
 
 def test_epochs_differ_and_are_whole(straight):
