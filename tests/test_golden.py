@@ -64,6 +64,25 @@ def fingerprint() -> dict[str, Any]:
     }
 
 
+def draws() -> list[float]:
+    """Random numbers from the functions that initial weights and batches come from: releases of torch differ (2.11's ``trunc_normal_``)."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        tensors = [torch.empty(6).normal_(), torch.nn.init.trunc_normal_(torch.empty(6)), torch.rand(3), torch.randperm(6).float()]
+    return [round(value, 4) for tensor in tensors for value in tensor.tolist()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_draws_of_the_record() -> None:
+    """No test of steps where torch draws other numbers than the release that they were recorded with."""
+    path, found = GOLDEN / "draws.json", draws()
+    if WRITE:
+        path.write_text(json.dumps({"torch": torch.__version__, "draws": found}) + "\n", encoding="utf-8")
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    if found != pytest.approx(recorded["draws"], abs=2e-4):
+        pytest.skip(f"torch {torch.__version__} draws other initial weights than {recorded['torch']}, with which the steps were recorded")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
