@@ -95,6 +95,16 @@ def finish(trainer: pl.Trainer, run: Path, console: Console | None = None) -> No
         console.print(f"{name:<10} {place}", soft_wrap=True, highlight=False, markup=False)
 
 
+def logged(command: str, found: Sequence[Mapping[str, float]]) -> None:
+    """Print what ``validate`` or ``test`` logged, each metric once with its whole name."""
+    made = Table("metric", title=command.capitalize(), title_justify="left")
+    made.columns[0].overflow = "fold"
+    made.add_column("value", justify="right", no_wrap=True)
+    for name, value in {name: value for one in found for name, value in one.items()}.items():
+        made.add_row(Text(name), f"{value:.6g}")
+    Console().print(made)
+
+
 def headline(name: str) -> bool:
     """Whether a result belongs into the short table; everything is in result.json and on the page."""
     parts = name.split("/")

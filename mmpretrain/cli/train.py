@@ -21,7 +21,7 @@ from mmpretrain.cli.layering import CHECKPOINT, Layers, layer, typed_keys
 from mmpretrain.cli.parser import Parser, Refused
 from mmpretrain.cli.progress import Bar
 from mmpretrain.cli.quiet import quieten
-from mmpretrain.cli.summary import Final, finish
+from mmpretrain.cli.summary import Final, finish, logged
 from mmpretrain.data import codec
 from mmpretrain.data.errors import DataError
 from mmpretrain.data.module import ShardData
@@ -224,7 +224,11 @@ class CLI(LightningCLI):
             words = self._prepare_subcommand_kwargs(self.command)
             if self.command == "predict" and words.get("return_predictions") is None:
                 words["return_predictions"] = False  # they are written, not kept in memory
-            getattr(self.trainer, self.command)(**words, weights_only=True)
+            asked = words.pop("verbose", False)  # of validate and test: Lightning's own table cuts names off
+            quietly = {} if self.command in ("fit", "predict") else {"verbose": False}
+            found = getattr(self.trainer, self.command)(**words, **quietly, weights_only=True)
+            if asked and self.trainer.is_global_zero:
+                logged(self.command, found)
             if self.run is not None and self.trainer.is_global_zero:
                 finish(self.trainer, self.run)
             status = "success"

@@ -84,7 +84,9 @@ def test_a_run_its_resumption_and_what_it_left(shards, capfd):
     os.environ.pop("MMPRETRAIN_RUN_DIR", None)
     assert main(["validate", "--ckpt_path", "last"]) == 0
     assert main(["predict", "--ckpt_path", "last"]) == 0
-    assert "(8 rows)" in capfd.readouterr().out and (run / "predictions" / "step-00000004.parquet").exists()
+    said = capfd.readouterr().out
+    assert said.count("/i2t_median_rank ") == 1  # whole names of metrics, each once
+    assert "(8 rows)" in said and (run / "predictions" / "step-00000004.parquet").exists()
     assert main(["evaluate", str(run), "--only", "mlm", "--limit", "4", "--out", "found.json"]) == 0
     assert json.loads(Path("found.json").read_text())["rows"]
     Path("classes.txt").write_text("circle\nsquare\n")
