@@ -23,12 +23,21 @@ def meant(text: str) -> str:
     return f"{text[: found.start()]}{inside[0]}" if found and len(inside) == 1 else text
 
 
+def of_worker(error: BaseException | str) -> str:
+    """The message of an error; of one that a worker of the loader raised, without the traceback and the notes that torch puts around it."""
+    text = str(error)
+    if not text.startswith("Caught ") or "Original Traceback" not in text:
+        return text
+    said = re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1]
+    return said.split("\nmmpretrain: while at ")[0]
+
+
 def one_line(error: BaseException | str) -> str:
-    """The message on one line; an OSError names its file."""
+    """The message on one line; an OSError names its file, an error of a worker its own message."""
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.strerror or type(error).__name__}: {error.filename}"
     else:
-        text = meant(str(error)) or type(error).__name__
+        text = meant(of_worker(error)) or type(error).__name__
     return " ".join(text.split())
 
 

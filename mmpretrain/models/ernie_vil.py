@@ -16,6 +16,7 @@ from mmpretrain.nn.cross import CoAttention
 from mmpretrain.nn.embed import TextEmbedder
 from mmpretrain.nn.heads import PairPooler
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.regions import RegionEmbedder
 from mmpretrain.nn.streams import TwoStreams, check_streams, firsts, spec_of
 from mmpretrain.types import Batch, Spec
@@ -83,7 +84,7 @@ class ErnieViL(nn.Module):
         if kind not in self.spec.kinds:
             raise ValueError(f"ErnieViL offers kind 'fused' or 'pooled', not {kind!r}")
         if batch.text is None or batch.regions is None:
-            raise ValueError("ErnieViL needs a batch with text and regions; name the sources that have both in `sources`")
+            raise Misfit("ErnieViL needs a batch with text and regions; name the sources that have both in `sources`")
         image, prefix = self.regions(batch.regions)
         streams = TwoStreams(self.text(batch.text), image, self.text_blocks, self.image_blocks, self.co_attention)
         text_at = image_at = 0

@@ -8,6 +8,7 @@ from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.embed import TextEmbedder
 from mmpretrain.nn.heads import PairPooler
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Ragged, join
 from mmpretrain.nn.regions import RegionEmbedder
 from mmpretrain.nn.streams import firsts, spec_of
@@ -76,7 +77,7 @@ class InterBERT(nn.Module):
         if kind not in self.spec.kinds:
             raise ValueError(f"InterBERT offers kind 'fused' or 'pooled', not {kind!r}")
         if batch.text is None or batch.regions is None:
-            raise ValueError("InterBERT needs a batch with text and regions; name the sources that have both in `sources`")
+            raise Misfit("InterBERT needs a batch with text and regions; name the sources that have both in `sources`")
         text = self.text(batch.text)
         image, prefix = self.regions(batch.regions)
         image = Ragged(image.x_ND.to(text.x_ND.dtype), image.layout)

@@ -9,6 +9,7 @@ from mmpretrain.nn.cross import CrossLayers
 from mmpretrain.nn.embed import TextEmbedder
 from mmpretrain.nn.heads import Pooler
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Ragged
 from mmpretrain.nn.regions import RegionEmbedder
 from mmpretrain.nn.streams import firsts, spec_of
@@ -70,7 +71,7 @@ class LXMERT(nn.Module):
         if kind not in self.spec.kinds:
             raise ValueError(f"LXMERT offers kind 'fused' or 'pooled', not {kind!r}")
         if batch.text is None or batch.regions is None:
-            raise ValueError("LXMERT needs a batch with text and regions; name the sources that have both in `sources`")
+            raise Misfit("LXMERT needs a batch with text and regions; name the sources that have both in `sources`")
         text = self.text(batch.text)
         image, prefix = self.regions(batch.regions)
         image = Ragged(image.x_ND.to(text.x_ND.dtype), image.layout)

@@ -10,6 +10,7 @@ from mmpretrain.nn.embed import TextEmbedder
 from mmpretrain.nn.heads import PairPooler
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.layers import Embedding, Init
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Ragged
 from mmpretrain.nn.regions import RegionEmbedder
 from mmpretrain.nn.streams import TwoStreams, check_streams, firsts, spec_of, with_second, without_second
@@ -88,7 +89,7 @@ class ViLBERT(nn.Module):
         if kind not in self.spec.kinds:
             raise ValueError(f"ViLBERT offers kind 'fused' or 'pooled', not {kind!r}")
         if batch.text is None or batch.regions is None:
-            raise ValueError("ViLBERT needs a batch with text and regions; name the sources that have both in `sources`")
+            raise Misfit("ViLBERT needs a batch with text and regions; name the sources that have both in `sources`")
         image, prefix = self.regions(batch.regions)
         streams = TwoStreams(self._embedded(batch.text), image, self.text_blocks, self.image_blocks, self.co_attention)
         text_alone, image_alone = (stack.depth - self.co_attention.depth for stack in (self.text_blocks, self.image_blocks))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.dropout import dropout
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.objectives import similar
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.mlm import MaskedTokens
@@ -108,7 +109,7 @@ def _edit(example: Example, draw: Draw, permutation: Any) -> Tokens | None:
 def _other_visual(example: Example, draw: Draw) -> Visual:
     """What another sample shows: a picture, regions or both, as this sample."""
     if example.image is None and example.regions is None:
-        raise ValueError(f"ITM: sample {example.key!r} has no image or regions to replace; name the sources that have them in `sources`")
+        raise Misfit(f"ITM: sample {example.key!r} has no image or regions to replace; name the sources that have them in `sources`")
     for k in range(_TRIES):
         key, other = draw.other_visual(k)
         if key != example.key and not _same(other, example.visual):
@@ -137,7 +138,7 @@ def _hard_text(example: Example, draw: Draw) -> Tokens | None:
 
 def _other_text(example: Example, draw: Draw) -> Tokens:
     if example.text is None:
-        raise ValueError(f"ITM: sample {example.key!r} has no text to replace; name the sources with text in `sources`")
+        raise Misfit(f"ITM: sample {example.key!r} has no text to replace; name the sources with text in `sources`")
     for k in range(_TRIES):
         key, tokens = draw.other_text(k)
         if tokens.second != example.text.second:  # the other caption, with the tags of this picture

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.precision import scalar, wide
@@ -87,7 +88,7 @@ class RegionObjective(Objective):
     def corrupt(self, batch: Batch, outputs: Mapping[str, Any]) -> Batch:
         """The batch with masked regions. One device synchronisation (the list of regions that count)."""
         if batch.regions is None:
-            raise ValueError(f"{self.name}: the batch has no regions; name the sources that have regions in `sources`")
+            raise Misfit(f"{self.name}: the batch has no regions; name the sources that have regions in `sources`")
         masked = batch.targets.get(TARGET)
         if masked is None:
             batch = self.masker.mask(batch, self.view)

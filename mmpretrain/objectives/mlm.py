@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mmpretrain.nn.heads import VocabularyHead
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.precision import full_precision, scalar, wide
@@ -96,7 +97,7 @@ class MaskedText(Objective):
 
     def _vocabulary(self, batch: Batch) -> tuple[Text, Vocabulary]:
         if batch.text is None:
-            raise ValueError(f"{self.name}: the batch has no text; name the sources that have text in `sources`")
+            raise Misfit(f"{self.name}: the batch has no text; name the sources that have text in `sources`")
         if self.vocabulary is None:
             raise ValueError(f"{self.name}: corrupt needs the vocabulary; call bind(spec, vocabulary) first")
         return batch.text, self.vocabulary

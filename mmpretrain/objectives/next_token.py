@@ -201,7 +201,7 @@ class NextText(NextToken):
 
     def _text(self, batch: Batch) -> Text:
         if batch.text is None:
-            raise ValueError(f"{self.name}: the batch has no text; name the sources that have text in `sources`")
+            raise Misfit(f"{self.name}: the batch has no text; name the sources that have text in `sources`")
         return batch.text
 
     def _width(self, batch: Batch) -> int:

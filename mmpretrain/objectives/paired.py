@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpretrain.nn.hidden import Paired
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.gather import Peers
 from mmpretrain.objectives.precision import scalar
@@ -66,7 +67,7 @@ class PairedObjective(Objective):
         Concatenate each of them over the micro-batches of a step and give them to ``loss_from_features``.
         """
         if hidden.image_BE is None or hidden.text_BE is None:
-            raise ValueError(f"{self.name}: needs image and text features; name the sources that have both in `sources`")
+            raise Misfit(f"{self.name}: needs image and text features; name the sources that have both in `sources`")
         if not self.only_if_matched:
             return hidden.image_BE, hidden.text_BE
         if batch is None:

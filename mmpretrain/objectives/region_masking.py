@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmpretrain import random
 from mmpretrain.nn.boxes import iou
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.types import Batch, RegionBatch
 
@@ -71,7 +72,7 @@ class RegionMasker:
         """
         regions, keys_B = batch.regions, batch.draw_keys_B
         if regions is None:
-            raise ValueError("the batch has no regions; name the sources that have regions in `sources`")
+            raise Misfit("the batch has no regions; name the sources that have regions in `sources`")
         if TARGET in batch.targets:
             raise ValueError(f"the regions of view {name!r} are masked already")
         layout = Layout(regions.lengths)

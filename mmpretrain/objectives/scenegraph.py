@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mmpretrain import random
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.objectives.mlm import MaskedText
 from mmpretrain.objectives.text_masking import choose_nodes, maskable
 from mmpretrain.types import Batch, Collate, Draw, Example, Score, Tokens
@@ -37,7 +38,7 @@ class GraphPreparer(NamedTuple):
     def prepare(self, example: Example, draw: Draw) -> tuple[tuple[int, ...], ...]:
         """The node of each token, one tuple for each of ``PARTS``."""
         if example.text is None:
-            raise ValueError(f"SceneGraph: sample {example.key!r} has no text; name the sources that have text in `sources`")
+            raise Misfit(f"SceneGraph: sample {example.key!r} has no text; name the sources that have text in `sources`")
         return node_tokens(example.text, example.meta.get("graph") or {})
 
     def collate(self, values: Sequence[tuple[tuple[int, ...], ...]], collate: Collate) -> Nodes:

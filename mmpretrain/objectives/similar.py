@@ -99,6 +99,6 @@ def _check(name: str, batch: Batch, paired: Any) -> None:
     if len(paired.image_BE) != batch.size or len(paired.text_BE) != batch.size:
         raise ValueError(f"{name}: the view that `after` names has {len(paired.image_BE)} samples, the batch {batch.size}")
     if batch.text is None or (batch.image is None and batch.regions is None):
-        raise ValueError(f"{name}: similar negatives need samples with a text and a picture; name the sources that have both in `sources`")
+        raise Misfit(f"{name}: similar negatives need samples with a text and a picture; name the sources that have both in `sources`")
     if batch.text.segments_BT is not None:
         raise Misfit(f"{name}: texts told with tags cannot be exchanged inside of a batch; set data.tags: null")

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.objectives.precision import wide
 from mmpretrain.objectives.swaps import Swap
 from mmpretrain.objectives.text_contrast import LEFT_OUT, MATCHED, TRIES, Contrasted, TextContrast, contrasted
@@ -33,7 +34,7 @@ class TagsPreparer(NamedTuple):
         """The text that replaces that of this example. A sample without tags, or whose text is known to be false, takes no part."""
         text = example.text
         if text is None:
-            raise ValueError(f"TagContrast: sample {example.key!r} has no text; name the sources that have text in `sources`")
+            raise Misfit(f"TagContrast: sample {example.key!r} has no text; name the sources that have text in `sources`")
         if text.second is None or not example.matched:
             return Swap(LEFT_OUT)
         generator = draw.generator("tags")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.precision import full_precision, scalar, wide
@@ -60,7 +61,7 @@ class WPA(Objective):
     def _transport(self, hidden: Fused) -> tuple[Tensor, Tensor, Layout, Layout]:
         """Cost and plan (B, T, V), with the layouts of words and patches."""
         if hidden.text is None or hidden.image is None:
-            raise ValueError(f"{self.name}: needs text and image states; name the sources that have both in `sources`")
+            raise Misfit(f"{self.name}: needs text and image states; name the sources that have both in `sources`")
         ends = 0 if self.special else 1
         words = Layout(tuple(max(n - 2 * ends, 0) for n in hidden.text.layout.lengths))
         others = hidden.image_prefix + hidden.image_suffix

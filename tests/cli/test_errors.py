@@ -9,8 +9,11 @@ import re
 import pytest
 import torch
 
+from mmpretrain.cli.errors import one_line
 from mmpretrain.cli.main import main
 from mmpretrain.cli.train import prepare
+from mmpretrain.data.errors import BadSample
+from mmpretrain.nn.misfit import Misfit
 
 
 def refused(capfd, *words: str) -> str:
@@ -203,3 +206,19 @@ def test_commands_without_a_run_refuse_in_one_line(capfd, words, says):
 def test_measuring_without_a_checkpoint_says_whose_weights_it_measures(capfd):
     prepare("validate", ["--config", "clip.yaml"])
     assert "validate without --ckpt_path: the weights are those that the model begins with" in capfd.readouterr().err
+
+
+def test_an_error_of_a_worker_is_its_message():
+    class Set(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            error = BadSample.of("0.tar", "k1", "picture cannot be decoded (OSError: BadSample: cut)")
+            error.add_note("mmpretrain: while at 0.tar key 'k1'")
+            raise error
+
+    with pytest.raises(BadSample, match="Original Traceback") as caught:
+        next(iter(torch.utils.data.DataLoader(Set(), num_workers=1)))
+    assert one_line(caught.value) == "0.tar key 'k1': picture cannot be decoded (OSError: BadSample: cut)"
+    assert one_line(Misfit("Caught nothing: set x")) == "Caught nothing: set x"
