@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.batches import data
-from helpers.child import child
+from helpers.child import child, few_descriptors
 from helpers.shards import picture, write_shards, write_tar
 
 from mmpretrain.data import tokenizer_training, working
@@ -46,11 +46,11 @@ def test_a_full_shm_is_said_at_once(tmp_path: Path) -> None:
 
     def reads() -> None:
         small_shm("1m")
-        made = data(tmp_path, batch_size=20, preparers={}, workers=1, timeout=120, image=large)
+        made = data(tmp_path, batch_size=20, preparers={}, workers=1, timeout=600, image=large)
         began = time.monotonic()
         with pytest.raises(NoRoom, match=FULL) as caught:
             list(made.train_dataloader())
-        assert time.monotonic() - began < 60 and "\n" not in str(caught.value)
+        assert time.monotonic() - began < 300 and "\n" not in str(caught.value)
         made = data(tmp_path, batch_size=20, preparers={}, workers=0, image=large)
         assert len(list(made.train_dataloader())) == 2  # as the message says
 
@@ -103,18 +103,13 @@ def test_a_lack_of_descriptors_has_its_remedy(tmp_path: Path, monkeypatch: pytes
         raise RuntimeError("another")
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) - 1
-
-
 @pytest.mark.fault(53)
 def test_a_lack_of_descriptors_is_no_fault_of_a_sample(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, (1,) * 12)
 
     def reads() -> None:
         reader = open_reader(str(folder))
-        most = descriptors() + 3
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        few_descriptors(3)
         assert len({reader.read(number).key for number in range(12)}) == 12  # the files of other shards are given back
         reader.close()
         taken = []
@@ -129,9 +124,9 @@ def test_a_lack_of_descriptors_is_no_fault_of_a_sample(tmp_path: Path) -> None:
 
     def raises() -> None:
         reader = open_reader(str(folder))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 3, 256))
+        most = few_descriptors(3, more=200)
         assert len({reader.read(number).key for number in range(12)}) == 12
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (256, 256)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
 
     for function in (reads, raises):
         ended = child(function)
@@ -205,14 +200,13 @@ def many(folder: Path, count: int) -> None:
 @pytest.mark.fault(53)
 def test_ten_thousand_shards_with_256_descriptors(tmp_path: Path) -> None:
     many(tmp_path / "many", 10_000)
-    made = {"batch_size": 2500, "preparers": {}, "block": 64, "timeout": 120, "workers": 2, "prefetch": 1}
+    made = {"batch_size": 2500, "preparers": {}, "block": 64, "timeout": 600, "workers": 2, "prefetch": 1}
 
     def reads() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        few_descriptors(240)  # of 256
         source = data(tmp_path / "many", **made)
         sizes = [batch.size for (batch,) in source.train_dataloader()]
         assert sizes == [2500] * 4
-        assert len(os.listdir("/proc/self/fd")) < 256
 
     ended = child(reads)
     assert ended.code == 0, ended.output[-3000:]

@@ -65,9 +65,9 @@ def test_blocks_mix_their_shards_and_only_them():
 
 def test_any_position_is_found_without_walking_there():
     plan = Plan([10_000] * 10_000, 4096, seed=0, block=16)  # 10^8 units
-    began = time.perf_counter()
+    began = time.thread_time()
     first = units(plan, 3, np.arange(4096) + 20_000 * 4096)
-    assert time.perf_counter() - began < 1.0  # the design's bound; it takes milliseconds
+    assert time.thread_time() - began < 1.0  # the design's bound; it takes milliseconds
     assert first == units(Plan([10_000] * 10_000, 4096, seed=0, block=16), 3, np.arange(4096) + 20_000 * 4096)
 
 

@@ -44,7 +44,7 @@ def test_a_command_is_named_by_its_program_alone():
 
 def test_errors_of_servers_do_not_tell_credentials(tmp_path, own_cache):
     write_shards(tmp_path / "served", (2,))
-    options = RemoteOptions(tries=2, deadline=2, timeout=5)
+    options = RemoteOptions(tries=2, deadline=120, timeout=60)
     with http_server(tmp_path / "served") as http:
         url = http.url("00000.tar?token=s3cret", user="me:hunter2")
         http.auth = "Basic bWU6aHVudGVyMg=="

@@ -29,7 +29,7 @@ def micro_batches(made) -> list:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     "options",
-    [RemoteOptions(timeout=10), RemoteOptions("ranges", timeout=10), RemoteOptions(cache_gb=0.000_06, timeout=10)],
+    [RemoteOptions(timeout=60), RemoteOptions("ranges", timeout=60), RemoteOptions(cache_gb=0.000_06, timeout=60)],
     ids=["cache", "ranges", "small-cache"],
 )
 def test_batches_are_those_of_local_shards(served, workers, options):
@@ -56,7 +56,7 @@ def test_the_plan_names_the_shards_to_come():
 def test_shards_to_come_are_fetched_ahead_and_others_are_not(served, monkeypatch):
     wanted = []
     monkeypatch.setattr(Store, "want", lambda _, remotes: wanted.append([one.name for one in remotes]))
-    made = data(served.url(), batch_size=4, block=2, workers=0, remote=RemoteOptions(timeout=10))
+    made = data(served.url(), batch_size=4, block=2, workers=0, remote=RemoteOptions(timeout=60))
     next(iter(made.train_dataloader()))
     plan = made.plan
     assert wanted == [[f"{shard:05d}.tar" for shard in plan.coming(0, 0)]] and len(wanted[0]) == 4
@@ -64,7 +64,7 @@ def test_shards_to_come_are_fetched_ahead_and_others_are_not(served, monkeypatch
 
 def test_a_sample_of_a_shard_that_is_not_to_come_is_read_by_ranges(served, own_cache):
     data(served.folder)
-    made = data(served.url(), workers=0, remote=RemoteOptions(timeout=10))
+    made = data(served.url(), workers=0, remote=RemoteOptions(timeout=60))
     made.reader.prefetch([0, 1])
     assert made.reader.read(12).key == "k00012"  # of shard 3, as a negative would be
     assert made.reader.read(0).key == "k00000"

@@ -20,7 +20,7 @@ from mmpretrain.data.shard_cache import CacheFull
 from mmpretrain.data.sources import expand, shards
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-FAST = RemoteOptions(tries=2, deadline=5, timeout=5)
+FAST = RemoteOptions(tries=2, deadline=120, timeout=60)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -124,18 +125,19 @@ def test_ctrl_c_and_kill_leave_no_process_and_no_half_file(tmp_path, sent):
     command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
     with (tmp_path / "stderr").open("w") as shown:
         process = subprocess.Popen(command, env=environment, stderr=shown)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(list(tmp_path.glob("state/*.json"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(sent)
-    assert process.wait(30) != 0 and len(workers) == 2
+    assert process.wait(120) != 0 and len(workers) == 2
     assert sent != signal.SIGINT or "KeyboardInterrupt" in (tmp_path / "stderr").read_text()
     if sent == signal.SIGINT:  # killed workers end with their item: their input has ended
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     else:
         for pid in workers:
-            os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it had no item yet
+                os.kill(int(pid), signal.SIGKILL)
     assert set(outputs(tmp_path)) == {"0.txt", "1.txt", "program.py", "stderr"}
     assert len(list(tmp_path.glob("state/*.json"))) == 2
 

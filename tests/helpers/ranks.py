@@ -155,7 +155,7 @@ def work(rank: int, world: int, folder: str) -> None:
     os._exit(0)
 
 
-def spawn(world: int, folder: Path, timeout: float = 60.0) -> dict:
+def spawn(world: int, folder: Path, timeout: float = 300.0) -> dict:
     """Results of rank 0. Raises TimeoutError after ``timeout`` seconds, and what a rank raised."""
     context = torch.multiprocessing.start_processes(work, (world, str(folder)), nprocs=world, join=False, start_method="spawn")
     deadline = time.monotonic() + timeout

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_availa
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def measured(request, tmp_path_factory) -> tuple[int, dict]:
-    return request.param, ranks.spawn(request.param, tmp_path_factory.mktemp("ranks"), timeout=30.0 * request.param)
+    return request.param, ranks.spawn(request.param, tmp_path_factory.mktemp("ranks"), timeout=150.0 * request.param)
 
 
 @pytest.mark.parametrize("labels", ["plain", "labels"])

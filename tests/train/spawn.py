@@ -25,7 +25,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def ranks(script: Path, *arguments: str, world: int = 2, timeout: float = 240) -> list[subprocess.CompletedProcess[str]]:
+def ranks(script: Path, *arguments: str, world: int = 2, timeout: float = 900) -> list[subprocess.CompletedProcess[str]]:
     """Run ``script`` once per rank, in a folder that goes away, and wait; the output of every rank is kept."""
     with tempfile.TemporaryDirectory() as folder:
         return _ranks(folder, script, arguments, world, timeout)

@@ -248,7 +248,7 @@ def two_ranks(act: Callable[[int], object]) -> Ended:
 
     def both() -> None:
         rank = int(os.fork() == 0)
-        signal.alarm(60)  # nothing here waits for ever
+        signal.alarm(300)  # nothing here waits for ever
         os.environ.update(NODE_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         try:
             act(rank)

@@ -121,7 +121,7 @@ def two_ranks(folder: Path, *flags: str, fault: Callable[[int, int], Any] = noth
 
     def both() -> None:
         rank = int(os.fork() == 0)
-        signal.alarm(60)  # nothing here waits for ever
+        signal.alarm(300)  # nothing here waits for ever
         os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
         try:
             more = (*flags, *last) if rank else flags

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import collections
-import gc
 import json
 import resource
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers.child import child
+from helpers.child import child, few_descriptors
 from helpers.shards import write_shards
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -225,9 +224,8 @@ def test_a_run_with_few_file_descriptors_and_many_shards(tmp_path: Path) -> None
     text = TextOptions(tokenizer="wordpiece", vocab_size=96)
 
     def reads() -> None:
-        gc.collect()  # what other tests left behind holds descriptors of its own
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-        data = ShardData(str(tmp_path), batch_size=50, text=text, image=ImageTransform(mode="clip", size=16), workers=1, timeout=40)
+        few_descriptors(240)  # of 256
+        data = ShardData(str(tmp_path), batch_size=50, text=text, image=ImageTransform(mode="clip", size=16), workers=1, timeout=300)
         data.setup("fit")
         keys = [key for (batch,) in data.train_dataloader() for key in batch.keys]
         assert len(set(keys)) == 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ def happens(what: str) -> None:
         time.sleep(300)
 
 
-def fit(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, timeout: float = 60.0) -> BaseException:
+def fit(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, timeout: float = 600.0) -> BaseException:
     """A run in which reading one sample goes wrong; the error that ends it."""
     read_at = ShardReader.read_at
 
@@ -54,7 +55,7 @@ def fit(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, 
     began = time.monotonic()
     with pytest.raises((RuntimeError, ZeroDivisionError)) as caught:
         fitter.fit(build("clip"), datamodule=source)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300
     return caught.value
 
 
@@ -107,21 +108,25 @@ def test_an_exception_in_a_worker_keeps_its_traceback_and_names_the_sample(
 def test_a_silent_worker_is_named_with_its_stack(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    error = fit(shards, tmp_path / "run", monkeypatch, "stall", timeout=3.0)
+    error = fit(shards, tmp_path / "run", monkeypatch, "stall", timeout=8.0)
     assert "timed out" in str(error) and any(re.search(r"worker 0 .* is at .*\.tar key '.* for \d", note) for note in error.__notes__)
     shown = capfd.readouterr().err
     assert "is at " in shown and "in happens" in shown  # the line where the worker stands
 
 
-class Stands(pl.Callback):
-    """One step that takes long."""
+LONG = re.compile(r"rank 0: a step has not ended for \d+ s after step 2")
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+
+class Stands(pl.Callback):
+    """One step that takes long: until that was said."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
 
     def on_train_batch_start(self, fitter: pl.Trainer, *_: Any) -> None:
-        if fitter.global_step == 2:
-            time.sleep(self.seconds)
+        until = time.monotonic() + 60
+        while fitter.global_step == 2 and not any(map(LONG.match, self.said)) and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def test_a_step_that_takes_long_is_said_and_goes_on(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +134,10 @@ def test_a_step_that_takes_long_is_said_and_goes_on(shards: Path, tmp_path: Path
     monkeypatch.setattr(watchdog, "say", said.extend)
     monkeypatch.setattr(watchdog, "_DUMP", 0.0)
     quiet()
-    fitter = trainer(4, [Watchdog(seconds=0.4), Stands(1.0)], default_root_dir=tmp_path, num_sanity_val_steps=0)
+    fitter = trainer(4, [Watchdog(seconds=0.4), Stands(said)], default_root_dir=tmp_path, num_sanity_val_steps=0)
     fitter.fit(build("clip"), datamodule=data(shards, "clip"))
     # a slow machine may make the loader late as well, before or after
-    (at,) = [at for at, line in enumerate(said) if re.match(r"rank 0: a step has not ended for \d+ s after step 2", line)][:1]
+    (at,) = [at for at, line in enumerate(said) if LONG.match(line)][:1]
     assert fitter.global_step == 4 and "the sample read last: " in said[at + 1]
     with pytest.raises(ValueError, match="positive"):
         Watchdog(seconds=0)
@@ -152,7 +157,7 @@ class Hangs(pl.Callback):
             time.sleep(300)
 
 quiet()
-fitter = trainer(5, [Watchdog(seconds=4.0, stop=True), Hangs()], strategy="ddp", devices=2, default_root_dir={folder!r})
+fitter = trainer(5, [Watchdog(seconds=8.0, stop=True), Hangs()], strategy="ddp", devices=2, default_root_dir={folder!r})
 fitter.fit(build(), datamodule=FakeData())
 """
 
@@ -179,7 +184,8 @@ def test_a_worker_dies_with_the_training_process(shards: Path) -> None:
         os._exit(0)
 
     pid = int(child(leaves).output.split()[-1])
-    until = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    until = time.monotonic() + 120
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while " Z " not in Path(f"/proc/{pid}/stat").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.1)
