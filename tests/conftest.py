@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # What the terminal or the job around the tests says of itself is not about the terminals and jobs that they make.
 for name in [*os.environ]:
-    if name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE") or name.startswith("SLURM_"):
+    if name in ("COLUMNS", "LINES", "TERM", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE") or name.startswith("SLURM_"):
         del os.environ[name]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under ``nohup``: processes that tests start would not hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
