@@ -181,11 +181,10 @@ class Pretrain(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         self.phases.check(self.owners())
+        if self.ema_decay is not None:
+            self.ema, self._ema_state = Ema(self.root, self.ema_decay, self._ema_state, self.ema_every), None
 
     def on_train_start(self) -> None:
-        if self.ema_decay is not None:  # now, when the weights of a checkpoint are there under every strategy
-            self.ema = Ema(self.root, self.ema_decay, self._ema_state, self.ema_every)
-            self._ema_state = None
         for change in apply_settings(self.optimizers().optimizer, self.settings):  # what the user says wins over the checkpoint
             pl.utilities.rank_zero_warn(f"optimizer: {change}")
 
@@ -296,4 +295,6 @@ class Pretrain(EvaluatedModule):
             if "guard" in checkpoint:  # absent from checkpoints of the first version
                 self.guard.load_state_dict(checkpoint["guard"])
                 self.meter.load(checkpoint["meter"])
-        self.ema, self._ema_state = None, checkpoint.get("ema")
+        self._ema_state, self.ema = checkpoint.get("ema"), self.ema if self.trainer.state.fn == "fit" else None
+        if self.ema is not None:  # of the weights before: FSDP2 loads when the run has begun
+            self.ema = Ema(self.root, self.ema.decay, self._ema_state, self.ema_every)

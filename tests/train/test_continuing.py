@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from helpers.child import child
 from train.fakes import FakeData
 from train.runs import build, full, quiet, trainer
@@ -72,6 +73,16 @@ def test_an_average_that_is_new_starts_at_the_weights_of_the_checkpoint(tmp_path
 
     ended = child(runs)
     assert ended.code == 0, ended.output[-2000:]
+
+
+def test_a_run_with_nothing_left_has_the_average_of_its_checkpoint(tmp_path: Path) -> None:
+    averages = []
+    for _ in range(2):
+        module = build(ema_decay=0.9)
+        fitter = trainer(2, [Checkpoints(every_n_steps=2)], default_root_dir=tmp_path, enable_checkpointing=True)
+        fitter.fit(module, datamodule=FakeData(steps_per_epoch=20), ckpt_path="last")
+        averages.append(module.ema.state())
+    assert all(torch.equal(averages[0][name], value) for name, value in averages[1].items())
 
 
 @pytest.mark.parametrize("gone", ["optimizer_states", "lr_schedulers"])
