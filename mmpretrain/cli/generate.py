@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -230,7 +231,10 @@ def _reference(path: Path, inception: Any) -> Any:
     from mmpretrain.evaluate.generation import Reference
     from mmpretrain.evaluate.inception import WIDTH
 
-    found = Reference("inception", inception.features, *read_features(path))
+    known = read_features(path)
+    with path.open("rb") as file:
+        source = f"{path.name}@{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    found = Reference("inception", inception.features, *known, source)
     if (width := len(found.moments.mean_D)) != WIDTH:
         raise UserError(f"{path}: features of {width} values, FID's Inception gives {WIDTH}: name those of that network")
     return found

@@ -158,16 +158,17 @@ class Reference(NamedTuple):
     features: Features
     moments: Moments
     features_ND: np.ndarray | None = None  # None: only moments are known
+    source: str = ""  # whose they are, for protocols
 
 
-def reference(name: str, features: Features, real: Sequence[Tensor]) -> Reference:
+def reference(name: str, features: Features, real: Sequence[Tensor], source: str = "") -> Reference:
     """The features of real pictures.
 
     Raises:
         ValueError: there are fewer than two.
     """
     features_ND = checked(features(real))
-    return Reference(name, features, moments(features_ND), features_ND)
+    return Reference(name, features, moments(features_ND), features_ND, source)
 
 
 def distances(pictures: Sequence[Tensor], real: Reference) -> dict[str, Measured]:

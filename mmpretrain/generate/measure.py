@@ -117,9 +117,10 @@ def measure(
     results = []
     for name, prompted in shown.items():
         found = _measured(prompted, texts, [prompt.claims for prompt in held.prompts], judges)
-        for one in references if name != "real" or judges.real is not None else ():
-            found |= distances(prompted.pictures, one)
-        results += _results(f"generation/{data.name}/{name}", found, data, generator, how, judges)
+        for one in references:
+            if name != "real" or judges.real is not None or one is judges.features:  # not of pictures from themselves
+                found |= distances(prompted.pictures, one)
+        results += _results(f"generation/{data.name}/{name}", found, data, generator, how, judges, references)
     return results
 
 
@@ -161,14 +162,15 @@ def reconstructed(generator: Generator, pictures: Sequence[Tensor]) -> list[Tens
 
 
 def _references(judges: Judges, data: EvalSet, held: Held) -> list[Reference]:
-    real: Sequence[Tensor] = held.real
+    real, source = held.real, data.name
     if judges.real is not None:
-        real = [picture for sample in chosen(judges.real, REAL, _single) if (picture := _picture(sample)) is not None]
-    found = [] if judges.clip is None else [reference("clip", clip_features(judges.clip), real)]
+        source = f"{judges.real.name}@{judges.real.fingerprint}"
+        real = tuple(picture for sample in chosen(judges.real, REAL, _single) if (picture := _picture(sample)) is not None)
+    found = [] if judges.clip is None else [reference("clip", clip_features(judges.clip), real, source)]
     if judges.features is not None:
         found.append(judges.features)
     elif judges.inception is not None:
-        found.append(reference("inception", judges.inception.features, real))
+        found.append(reference("inception", judges.inception.features, real, source))
     return found
 
 
@@ -194,11 +196,19 @@ def _measured(prompted: Prompted, texts: Sequence[str], claims: Sequence[Claims]
     return found
 
 
-def _results(prefix: str, found: Mapping[str, Measured], data: EvalSet, generator: Generator, how: str, judges: Judges) -> list[Result]:
+def _results(
+    prefix: str,
+    found: Mapping[str, Measured],
+    data: EvalSet,
+    generator: Generator,
+    how: str,
+    judges: Judges,
+    references: Sequence[Reference],
+) -> list[Result]:
     clip = "" if judges.clip is None else f"; CLIP {judges.clip.source}"
     if judges.clip is not None and getattr(generator.scorer, "pretrained", None) is judges.clip:
         clip += ", which re-ranks too"
     probe = "" if judges.probe is None else f"; probe of {judges.probe.source}"
-    real = "" if judges.clip is None and judges.inception is None else f"; distances from {(judges.real or data).name}"
+    real = "".join(f"; {one.name} distances from {one.source}" for one in references)
     stamp = Stamp(f"{data.name}@{data.fingerprint}", how + probe + clip + real, generator.dalle.precision, 0, generator.dalle.weights)
     return [Result(f"{prefix}/{name}", one.value, one.chance, stamp._replace(count=one.terms)) for name, one in found.items()]

@@ -219,11 +219,25 @@ def test_the_whole_table(chain, few, monkeypatch):
     assert value("reranked/clip_score") > value("generated/clip_score")
     assert value("real/frechet_clip") > 0 and value("generated/frechet_clip") > 0
     protocol = names["generation/few/generated/recall"].stamp.protocol
-    for part in ("6 captions, 2 pictures of each", "seed 3", "probe of labels", "which re-ranks too", "distances from few"):
+    real = f"clip distances from few@{few.fingerprint}"
+    for part in ("6 captions, 2 pictures of each", "seed 3", "probe of labels", "which re-ranks too", real):
         assert part in protocol
     own = measure(chain, few, Judges(clip=clip), Task(n=2, limit=6, sampling=Sampling(seed=3)))
     assert not any("real/frechet" in result.name or "recall" in result.name for result in own)
+    assert all(r.stamp.protocol.endswith("; clip distances from few") for r in own)
     assert [r.value for r in own if r.name.endswith("generated/clip_score")] != []
+
+
+def test_features_of_a_file_are_named_and_real_pictures_are_compared_with_them(chain, few, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmpretrain.evaluate.inception.WIDTH", 8)
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).random((9, 8)))
+    inception = SimpleNamespace(features=lambda pictures: np.stack([np.resize(one.numpy().ravel(), 8) for one in pictures]) / 255)
+    judges = Judges(inception=inception, features=_reference(tmp_path / "real.npy", inception))
+    short = few._replace(samples=[few.samples[i]._replace(captions=("a ball",)) for i in range(3)])
+    found = {result.name: result for result in measure(chain, short, judges, Task(n=1))}
+    assert found["generation/few/real/frechet_inception"].value > 0
+    assert "; inception distances from real.npy@" in found["generation/few/generated/frechet_inception"].stamp.protocol
+    assert "distances from few" not in found["generation/few/generated/frechet_inception"].stamp.protocol
 
 
 def test_captions_without_a_known_word_are_left_out(chain, few, monkeypatch):
