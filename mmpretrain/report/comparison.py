@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from mmpretrain.report.markup import number
 
 HEADLINE = re.compile(
-    r"retrieval/[^/]+/\w+_R@(1|10)|matching/[^/]+/[^/]+/(accuracy|preferred)|mlm/[^/]+/accuracy|zeroshot/[^/]+/(top1|\w+@1)"
+    r"retrieval/[^/]+/\w+_R@(1|10)|matching/[^/]+/[^/]+/(accuracy|preferred)|(mlm|mim)/[^/]+/accuracy|zeroshot/[^/]+/(top1|\w+@1)"
+    r"|likelihood/[^/]+/[^/]+/(accuracy|perplexity)|reconstruction/[^/]+/(psnr|usage)"
 )
 SPREAD = "standard deviation over seeds"
 BOLD = "Bold: ahead of the second by more than twice the standard error of the difference (of seeds, and of a test set of that size)."
@@ -42,8 +43,8 @@ class Values(NamedTuple):
         return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
 
-_LOWER = ("rank", "/mse", "/dead")  # ends of names: the lowest is best
-_NO_SHARES = (*_LOWER, "/psnr", "/perplexity")
+_LOWER = re.compile(r".*(rank|/mse|/dead)|likelihood/.*/(loss\w*|perplexity)")  # the lowest is best
+_NO_SHARES = ("rank", "/mse", "/dead", "/psnr", "/perplexity")  # ends of names
 
 
 class Line(NamedTuple):
@@ -60,12 +61,22 @@ class Line(NamedTuple):
     def share(self) -> bool:
         """Whether it lies between 0 and 100 %."""
         values = [v for of in self.systems.values() for v in of.by_seed.values()]
-        return not self.name.endswith(_NO_SHARES) and all(0 <= v <= 1 for v in values)
+        return not self.name.endswith(_NO_SHARES) and not self.lower and all(0 <= v <= 1 for v in values)
+
+    @property
+    def lower(self) -> bool:
+        """Whether the lowest is best."""
+        return bool(_LOWER.fullmatch(self.name))
 
     @property
     def headline(self) -> bool:
-        """Whether it belongs into the plot."""
-        return self.share and bool(HEADLINE.fullmatch(self.name))
+        """Whether it belongs into the short table."""
+        return bool(HEADLINE.fullmatch(self.name))
+
+    @property
+    def plotted(self) -> bool:
+        """Whether it belongs into the plot, which is of shares."""
+        return self.headline and self.share
 
 
 class Comparison(NamedTuple):
@@ -123,9 +134,9 @@ def leader(line: Line) -> str | None:
     """The system whose mean is best by more than twice the standard error of the difference to the second; None without such a lead.
 
     The error has the spread over seeds in it, and, of shares, what a test set of that size leaves open (binomial, once for each system).
-    Needs two seeds of each; of ranks, errors and unused codes the lowest is best.
+    Needs two seeds of each; of ranks, errors, losses and unused codes the lowest is best.
     """
-    sign = -1 if line.name.endswith(_LOWER) else 1
+    sign = -1 if line.lower else 1
     order = sorted(line.systems, key=lambda system: -sign * line.systems[system].mean)
     if line.unlike or len(order) < 2:
         return None

@@ -57,8 +57,9 @@ def render(
 
 
 def _picture(made: Comparison) -> Html:
-    if not any(line.headline for line in made.lines):
-        return tag("p", "No measurement was made of any run.", class_="empty")
+    if not any(line.plotted for line in made.lines):
+        why = "Nothing was measured that lies between 0 and 100 %: see the table." if made.lines else "No measurement was made of any run."
+        return tag("p", why, class_="empty")
     words = f"Dot: mean; bar: {SPREAD}; rings: each seed; dashed: chance. ≠: not measured on the same."
     return tag("figure", plot(made), tag("figcaption", words, class_="note"))
 

@@ -25,9 +25,9 @@ def _mark(place: int, told: Html | None, x: float, y: float) -> Html:
 
 
 def plot(made: Comparison) -> Html:
-    """Every headline measurement with a lane for each system: a dot for the mean, a bar for the spread, a ring for each seed, a dashed line
+    """Every headline share with a lane for each system: a dot for the mean, a bar for the spread, a ring for each seed, a dashed line
     for chance."""
-    lines = [line for line in made.lines if line.headline]
+    lines = [line for line in made.lines if line.plotted]
     place: Callable[[float], float] = lambda value: LABEL + (WIDTH - LABEL - RIGHT) * value
     y, parts = TOP + 22.0 * _legend_rows(made.systems), [_legend(made.systems)]
     top = y

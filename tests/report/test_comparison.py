@@ -55,6 +55,27 @@ def test_a_lead_is_more_than_twice_its_standard_error(made: Comparison) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "low", "best", "plotted"),
+    [
+        ("likelihood/few/code/perplexity", 40.0, "low", False),
+        ("likelihood/few/code/loss", 0.4, "low", False),  # no share, for all that it lies between 0 and 1
+        ("likelihood/few/code/accuracy", 0.2, "high", True),
+        ("mim/few/accuracy", 0.2, "high", True),
+        ("reconstruction/few/psnr", 20.0, "high", False),
+        ("reconstruction/few/perplexity", 20.0, "high", False),
+    ],
+)
+def test_what_is_best_of_codes_and_what_is_plotted(name: str, low: float, best: str, plotted: bool) -> None:
+    rows = lambda value: ({"name": name, "value": value, "chance": None, "stamp": {"data": "few@1", "count": 10_000}},)
+    runs = [Outcome(s, seed, rows(low * times), {}, "/r") for s, times in (("low", 1), ("high", 2)) for seed in (0, 1)]
+    made = compare(runs, ["low", "high"])
+    assert leader(made.lines[0]) == best and made.lines[0].plotted == plotted
+    assert made.lines[0].headline == (name not in ("likelihood/few/code/loss", "reconstruction/few/perplexity"))
+    said = "Nothing was measured that lies between 0 and 100 %" in comparison_page.render(made, [], [], {}, {})
+    assert said != plotted
+
+
+@pytest.mark.parametrize(
     ("options", "why"), [({"count": 5}, "other numbers of samples"), ({"data": "many@2"}, "other data: a few@1, b many@2")]
 )
 def test_other_data_or_numbers_are_not_compared(options: dict, why: str) -> None:
