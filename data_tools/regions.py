@@ -192,10 +192,11 @@ def _plan_store(options: argparse.Namespace, paths: Sequence[Path]) -> tuple[Reg
     if not any(places.values()):
         other = hint(paths[0], list(locations), options.match)
         raise DataError(f"{options.store}: no sample of the shards is in it by --match {options.match}; {other}")
+    key, (location, *_) = next(item for found in places.values() for item in found.items())
     try:
-        first = store.read(next(location for found in places.values() for one in found.values() for location in one))
+        first = store.read(location)
     except BadSample as error:
-        raise DataError(f"{options.store}: {error}") from None
+        raise DataError(f"{options.store}: the record of sample {key!r}: {error}") from None
     info = info_of(store, first, options.made_by, classes, _names(options.attributes))
     made = {"kind": "store", "store": str(options.store), "stamp": stamp(options.store), "classes": classes, "background": info.background}
     return info, {path: {**made, "places": places[path]} for path in paths}

@@ -157,6 +157,14 @@ def test_an_unmatched_store_says_which_rule_would_match(tmp_path):
         regions.main(words)
 
 
+def test_a_damaged_first_record_is_named_with_its_sample(tmp_path):
+    (tmp_path / "s.tsv").write_text("coco_0007\t24\t20\t3\tAAAA\tAAAA\n")
+    write_tar(tmp_path / "in" / "0.tar", sample(0, key="coco_0007"))
+    words = [str(tmp_path / "in"), "--store", str(tmp_path / "s.tsv"), "--made-by", "x", "--out", str(tmp_path / "out"), "--quiet"]
+    with pytest.raises(DataError, match=r"s\.tsv: the record of sample 'coco_0007': 3 bytes of base64 are no numbers of 4 bytes$"):
+        regions.main([*words, "--workers", "1"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
