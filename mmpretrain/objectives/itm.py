@@ -114,7 +114,7 @@ def _other_visual(example: Example, draw: Draw) -> Visual:
         key, other = draw.other_visual(k)
         if key != example.key and not _same(other, example.visual):
             return other
-    raise ValueError(f"ITM: {_TRIES} draws gave no image that differs from that of {example.key!r}; the data need more images")
+    raise Misfit(f"ITM: {_TRIES} draws gave no image that differs from that of {example.key!r}; the data need more images")
 
 
 def _same(one: Visual, other: Visual) -> bool:
@@ -145,7 +145,7 @@ def _other_text(example: Example, draw: Draw) -> Tokens:
             tokens = draw.tokenize(tokens.text, example.text.second)
         if key != example.key and tokens.ids != example.text.ids:
             return tokens
-    raise ValueError(f"ITM: {_TRIES} draws gave no text that differs from that of {example.key!r}; the data need more texts")
+    raise Misfit(f"ITM: {_TRIES} draws gave no text that differs from that of {example.key!r}; the data need more texts")
 
 
 class MatchHead(nn.Linear):
@@ -245,7 +245,7 @@ class ITM(Objective):
         if not isinstance(swaps, Swaps):
             raise ValueError(f"{self.name}: the batch has no negatives; its preparer must run in the loader under the name {self.name!r}")
         if any(isinstance(target, MaskedTokens) for target in batch.targets.values()):
-            raise ValueError(f"{self.name}: the text is masked already; name it before the objectives of its view that mask text")
+            raise Misfit(f"{self.name}: the text is masked already; name it before the objectives of its view that mask text")
         made = swapped(repeated(batch, swaps.copies) if swaps.copies else batch, swaps, self.pad)
         if swaps.similar_images or swaps.similar_texts:
             alike = similar.filled(self.name, batch, swaps, outputs.get(self.after or ""))

@@ -93,7 +93,7 @@ class RegionObjective(Objective):
         if masked is None:
             batch = self.masker.mask(batch, self.view)
         elif masked.masker != self.masker:
-            raise ValueError(
+            raise Misfit(
                 f"{self.name}: an earlier objective masked view {self.view!r} by {masked.masker}, this one asks for {self.masker}; "
                 "give both the same masker, or views of their own"
             )
@@ -125,7 +125,7 @@ class RegionObjective(Objective):
         if not isinstance(chosen, ChosenRegions) or not isinstance(masked, MaskedRegions) or regions is None:
             raise ValueError(f"{self.name}: the batch was not corrupted; call corrupt(batch, outputs) first")
         if regions.chosen_N is not masked.chosen_N or (self.only_if_matched and batch.matched_B is not chosen.matched_B):
-            raise ValueError(f"{self.name}: regions or pairs were changed after the regions were masked; put ITM before it in the recipe")
+            raise Misfit(f"{self.name}: regions or pairs were changed after the regions were masked; put ITM before it in the recipe")
         return chosen, masked, regions
 
     def count(self, batch: Batch) -> Tensor:
@@ -160,7 +160,7 @@ class RegionObjective(Objective):
         """
         if masked.features_NF.shape[1] != values:
             found = f"the regions have features of {masked.features_NF.shape[1]} values, the head gives {values}"
-            raise ValueError(f"{self.name}: {found}; make regions of {values} (mmpretrain data regions)")
+            raise Misfit(f"{self.name}: {found}; make regions of {values} (mmpretrain data regions)")
         return masked.features_NF.detach()
 
     def guesses(self, logits_RC: Tensor, labels_R: Tensor, batch: Batch, k: int) -> list[list[RegionGuess]]:
@@ -220,9 +220,9 @@ def attribute_labels(name: str, regions: RegionBatch, attributes: int) -> Tensor
 
 def _checked(name: str, what: str, labels_N: Tensor | None, table: Tensor | None, most: int) -> Tensor:
     if labels_N is None:
-        raise ValueError(f"{name}: the regions of the batch have no {what}")
+        raise Misfit(f"{name}: the regions of the batch have no {what}; make regions that have them (docs/regions.md), or leave it out")
     known = table is not None and table.shape[1] <= most  # the reader of regions has compared labels with the width of their table
     if not known and bool((labels_N >= most).any()):
         wanted = f"the head has {most}; set `{what}` to the number in the data"
-        raise ValueError(f"{name}: a region has number {int(labels_N.max())} of the {what} (from 0), {wanted}")
+        raise Misfit(f"{name}: a region has number {int(labels_N.max())} of the {what} (from 0), {wanted}")
     return labels_N

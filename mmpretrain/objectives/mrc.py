@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.region_heads import RegionHead
 from mmpretrain.objectives.masked_regions import RegionGuess, RegionObjective, class_labels, most_labels, settled
 from mmpretrain.objectives.precision import full_precision, wide
@@ -91,10 +92,10 @@ class MRC(RegionObjective):
     def _table(self, regions: RegionBatch) -> Tensor:
         table_NC = regions.class_probs_NC
         if table_NC is None:
-            raise ValueError(f"{self.name}: target={self.goal!r} needs class_probs, which the regions lack; set target: class")
+            raise Misfit(f"{self.name}: target={self.goal!r} needs class_probs, which the regions lack; set target: class")
         if table_NC.shape[1] != self.classes:
             found = f"the regions have probabilities of {table_NC.shape[1]} classes"
-            raise ValueError(f"{self.name}: {found}, the head has {self.classes}; set `classes` to the number in the data")
+            raise Misfit(f"{self.name}: {found}, the head has {self.classes}; set `classes` to the number in the data")
         return table_NC
 
     def _labels(self, regions: RegionBatch, rows_R: Tensor) -> Tensor:

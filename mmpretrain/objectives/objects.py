@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.region_heads import RegionHeads
 from mmpretrain.objectives.masked_regions import (
     RegionGuess,
@@ -168,5 +169,5 @@ class Objects(RegionObjective):
         if scores_N is not None and (name == "obj" or table is None):
             return scores_N.float()
         if table is None:
-            raise ValueError(f"{self.name}: scope=all weights regions by the detector's confidence, and these have none; set scope: masked")
+            raise Misfit(f"{self.name}: scope=all weights regions by the detector's confidence, and these have none; set scope: masked")
         return table.float().gather(1, labels_N.clamp(min=0)[:, None]).squeeze(1)

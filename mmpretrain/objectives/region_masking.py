@@ -74,7 +74,7 @@ class RegionMasker:
         if regions is None:
             raise Misfit("the batch has no regions; name the sources that have regions in `sources`")
         if TARGET in batch.targets:
-            raise ValueError(f"the regions of view {name!r} are masked already")
+            raise Misfit(f"the regions of view {name!r} are masked already")
         layout = Layout(regions.lengths)
         chosen_N = self._chosen(keys_B, layout, name)
         action_N = _draws(keys_B, layout, f"{name}/regions/action")

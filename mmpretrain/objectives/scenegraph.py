@@ -132,7 +132,7 @@ class SceneGraph(MaskedText):
         if not isinstance(nodes, Nodes):
             raise ValueError(f"{self.name}: the batch has no nodes; its preparer must run in the loader under the name {self.name!r}")
         if nodes.lengths != text.lengths:
-            raise ValueError(f"{self.name}: the texts are not those of the data any more; give it a view of its own")
+            raise Misfit(f"{self.name}: the texts are not those of the data any more; give it a view of its own")
         of_PBT = torch.stack([nodes.of_PBT[PARTS.index(part)] for part in self.parts])
         of_PBT = F.pad(of_PBT, (0, text.ids_BT.shape[1] - of_PBT.shape[2]), value=-1)
         if self.only_if_matched and batch.matched_B is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.objectives.swaps import Swap
 from mmpretrain.objectives.text_contrast import LEFT_OUT, MATCHED, TRIES, Contrasted, TextContrast, contrasted
 from mmpretrain.types import Collate, Draw, Example
@@ -25,7 +26,7 @@ class SIPPreparer(NamedTuple):
         text, captions = example.text, example.meta.get("captions") or ()
         if text is None or text.second is not None:
             lack = "no text" if text is None else "a pair already; set data.tags: null"
-            raise ValueError(f"SIP: sample {example.key!r} has {lack}")
+            raise Misfit(f"SIP: sample {example.key!r} has {lack}")
         own = [caption for caption in captions if caption != text.text]
         if not own or not example.matched or "caption_index" not in example.meta:
             return Swap(LEFT_OUT)
@@ -36,7 +37,7 @@ class SIPPreparer(NamedTuple):
             key, other = draw.other_text(k)
             if key != example.key and other.text not in captions:
                 return Swap(KINDS.index("other"), text=draw.tokenize(text.text, other.text))
-        raise ValueError(f"SIP: {TRIES} draws gave no caption that {example.key!r} does not have; the data need more captions")
+        raise Misfit(f"SIP: {TRIES} draws gave no caption that {example.key!r} does not have; the data need more captions")
 
     def collate(self, values: Sequence[Swap], collate: Collate) -> Contrasted:
         return contrasted(values, collate)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.types import Batch, CodeBatch, Collate, Pixels, RegionBatch, Regions, Text, Tokens
 
 _PER_SAMPLE = ("global_BF",)  # of a RegionBatch; every other tensor has one row for each region
@@ -170,7 +171,7 @@ def replace_images(base: Pixels, rows: tuple[int, ...], new: Pixels) -> Pixels:
 
 def _unmasked(base: Pixels) -> None:
     if base.masked_N is not None:
-        raise ValueError("patches are masked before pictures are replaced: put ITM before the masking objective, or give it its own view")
+        raise Misfit("patches are masked before pictures are replaced: put ITM before the masking objective, or give it its own view")
 
 
 def select_codes(base: CodeBatch, rows: tuple[int, ...]) -> CodeBatch:
@@ -211,9 +212,9 @@ def replace_regions(base: RegionBatch, rows: tuple[int, ...], new: RegionBatch) 
         ValueError: regions of ``base`` are masked already, or its features are of another width.
     """
     if base.chosen_N is not None or base.removed_N is not None or base.delta_NF is not None:
-        raise ValueError("regions are masked before they are replaced: put ITM before the masking objective, or give it its own view")
+        raise Misfit("regions are masked before they are replaced: put ITM before the masking objective, or give it its own view")
     if base.features_NF.shape[1] != new.features_NF.shape[1]:
-        raise ValueError(f"regions of {new.features_NF.shape[1]} values cannot replace those of {base.features_NF.shape[1]}")
+        raise Misfit(f"regions of {new.features_NF.shape[1]} values cannot replace those of {base.features_NF.shape[1]}")
     order = list(range(len(base.lengths)))
     for place, row in enumerate(rows, len(base.lengths)):
         order[row] = place

@@ -47,7 +47,7 @@ class TagsPreparer(NamedTuple):
             made = self._changed(text, other, kind, from_caption, draw) if key != example.key else None
             if made is not None and made.ids != text.ids:
                 return Swap(kind, text=made)
-        raise ValueError(
+        raise Misfit(
             f"TagContrast: {TRIES} draws gave no {KINDS[kind]} that differ from those of {example.key!r}; the data need more of them"
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmpretrain.nn.hidden import Fused
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.objectives.base import Objective
 from mmpretrain.objectives.itm import MatchHead
 from mmpretrain.objectives.mlm import MaskedTokens
@@ -72,7 +73,7 @@ class TextContrast(Objective):
         """Put the drawn texts into the batch, and set ``matched_B`` to whether a text is as it should be."""
         swaps = self._target(batch).swaps
         if any(isinstance(target, MaskedTokens) for target in batch.targets.values()):
-            raise ValueError(f"{self.name}: the text is masked already; name it before the objectives of its view that mask text")
+            raise Misfit(f"{self.name}: the text is masked already; name it before the objectives of its view that mask text")
         as_is_B = (swaps.kinds_B == MATCHED) | (swaps.kinds_B == LEFT_OUT)
         matched_B = as_is_B if batch.matched_B is None else batch.matched_B & as_is_B
         return swapped(batch, swaps, self.pad)._replace(matched_B=matched_B)

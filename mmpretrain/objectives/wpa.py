@@ -76,7 +76,7 @@ class WPA(Objective):
     def forward(self, hidden: Fused, batch: Batch) -> Score:
         """Sum of the distances of pairs that match minus those of the others. Stats: mean distance of each kind."""
         if batch.matched_B is None:
-            raise ValueError(f"{self.name}: the batch has no matched_B; put WPA into the view of ITM, after it in the recipe")
+            raise Misfit(f"{self.name}: the batch has no matched_B; put WPA into the view of ITM, after it in the recipe")
         with full_precision(batch.draw_keys_B.device):
             cost_BTV, plan_BTV, _, _ = self._transport(hidden)
             distance_B = (cost_BTV * plan_BTV).sum((1, 2))

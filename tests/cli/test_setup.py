@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import scene_regions
 from train.fakes import FakeData
 from train.runs import build, trainer
 
@@ -48,11 +49,36 @@ def test_a_failed_set_up_leaves_no_folder(wrong: list[str], capfd: pytest.Captur
         (["--data.max_tokens", "70", "--data.text", "{tokenizer: byte_bpe, vocab_size: 261}"], "fit 64 positions: lower data.max_tokens"),
     ],
 )
-def test_data_that_do_not_fit_the_model_are_one_line(
-    wrong: list[str], says: str, eight: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_data_that_do_not_fit_the_model_are_one_line(wrong: list[str], says: str, eight: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sets = ["--data.train", str(eight), "--data.val", f"{{scenes: {eight}}}", "--loggers", "[]"]
     assert main(["fit", *TINY, *sets, *wrong]) == 2
+    error = capfd.readouterr().err
+    assert "mmpretrain: error: " in error and says in error and "Traceback" not in error
+    assert list(Path("runs").glob("*")) == []
+
+
+ITM = "itm: {class_path: mmpretrain.objectives.itm.ITM, init_args: {view: main}}"
+MLM = "mlm: {class_path: mmpretrain.objectives.mlm.MLM}"
+MRC = "mrc: {class_path: mmpretrain.objectives.mrc.MRC, init_args: {target: kl}}"
+MRFR = "mrfr: {class_path: mmpretrain.objectives.mrfr.MRFR, init_args: {tied: false, masker: {prob: 0.3}}}"
+
+
+@pytest.mark.parametrize(
+    ("objectives", "says"),
+    [
+        ((MLM, ITM), "itm: the text is masked already; name it before the objectives of its view that mask text"),
+        ((MRC, ITM), "put ITM before"),
+        ((MRC, MRFR), "mrfr: "),
+    ],
+)
+def test_objectives_that_do_not_fit_each_other_are_one_line(
+    objectives: tuple[str, ...], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scene_regions.write(tmp_path / "few", 8)
+    few = tmp_path / "few" / "regions"
+    (tmp_path / "mine.yaml").write_text(f"model: {{objectives: {{{', '.join(objectives)}}}}}\ndata: {{val: {{few: {few}}}}}\n")
+    words = ["--config", "vilbert.yaml", *TINY[2:], "--config", str(tmp_path / "mine.yaml"), "--data.train", str(few), "--loggers", "[]"]
+    assert main(["fit", *words]) == 2
     error = capfd.readouterr().err
     assert "mmpretrain: error: " in error and says in error and "Traceback" not in error
     assert list(Path("runs").glob("*")) == []
