@@ -127,7 +127,8 @@ def write_manifest(folder: Path, shards: Sequence[Mapping[str, Any]], made: Mapp
         name: of the set; the folder's by default.
     """
     whole = {"name": name or folder.name, "samples": sum(one["samples"] for one in shards), "made": dict(made), "shards": list(shards)}
-    write_atomic(folder / MANIFEST, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8: JSON has them as \udcXX
     return folder / MANIFEST
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,6 +157,18 @@ def test_folder(tmp_path):
     more = run(tmp_path, "folder", "--source", "src", "--caption-per-line", "--pictures-only", out="more")
     assert more.samples["a/1"].captions == ("one", "two") and list(more.samples) == ["b_c", "d", "e", "a/1"]
     assert sorted(more.members["d"]) == ["jpg", "json"]
+
+
+def test_a_folder_with_names_that_are_not_utf8(tmp_path, capfd):
+    place = put(tmp_path, {"src/fine.jpg": 0, "src/fine.txt": "fine"}) / "src"
+    for name, content in ((b"caf\xe9.jpg", jpeg(1)), (b"caf\xe9.txt", b"black"), (b"tr\xe8s.jpg", jpeg(2)), (b"tr\xe8s.png", picture(3))):
+        (place / os.fsdecode(name)).write_bytes(content)
+    made = run(tmp_path, "folder", "--source", "src")
+    assert made.code == 1 and list(made.samples) == ["fine"] and "tr?s" in capfd.readouterr().out
+    assert {(os.fsencode(one["name"]), one["reason"]) for one in made.skipped} == {
+        (b"tr\xe8s", "two pictures of one name"),
+        (b"caf_", "text is not UTF-8"),
+    }
 
 
 def test_text_lines_and_paragraphs(tmp_path):
