@@ -28,7 +28,8 @@ class TrainSource:
 
     Args:
         sources: folders, tar files, patterns, as for ``data.train``.
-        weight: its part of the samples, relative to the other weights; None for all sources: by their sizes and ``data.temperature``.
+        weight: its part of the samples (with ``mix: batch`` of the batches, whose numbers of samples differ under a token budget), relative
+            to the other weights; None for all sources: by their sizes and ``data.temperature``.
         max_epochs: passes after which the source leaves the mixture and the others share its part; None: no limit.
         after: the source that must have left before this one joins: stages of a run (ImageBERT); None: it takes part from the start.
         reads: ``pairs``: samples with a picture and a text; ``texts`` or ``images``: this alone is needed and read.
