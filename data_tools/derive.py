@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmpretrain.data.errors import DataError
+from mmpretrain.data_tools import carried
 from mmpretrain.data_tools.engine import Function, run, stamp
 from mmpretrain.data_tools.shards import fresh_folder, write_manifest
 
@@ -58,8 +59,17 @@ def derive(
     found = run(function, items, state=state, valid=whole, **engine)
     shards = [{"file": file, **{fact: one[fact] for fact in ("samples", "bytes", "sha256")}} for file, one in found.items()]
     write_manifest(out, shards, made, name)
+    carried.write(out, _listed(works))
     shutil.rmtree(state)
     return found
+
+
+def _listed(works: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Shard, key and entry of the samples, and of all their views, that lists beside the old shards name."""
+    paths = list(works)
+    for (shard, _), entry in carried.listed(paths).items():
+        for view in range(works[paths[shard]].get("views", 1)):
+            yield paths[shard].name, f"{entry['key']}~{view + 1}" if view else entry["key"], entry
 
 
 def plain(value: Any) -> Any:

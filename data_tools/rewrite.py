@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmpretrain.data import codes_info, regions_info
 from mmpretrain.data.decode import assemble, decode_json
+from mmpretrain.data_tools import carried
 from mmpretrain.data_tools.engine import run, stamp
 from mmpretrain.data_tools.shards import RawReader, fresh_folder, write_manifest, write_shard
 
@@ -40,8 +41,11 @@ def edited(key: str, members: Mapping[str, bytes], edit: Mapping[str, Any]) -> t
                 made["txt"] = meta["captions"][0].encode("utf-8")
         meta.update(edit.get("meta") or {})
         made["json"] = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    key = f"{edit['prefix']}/{key}" if edit.get("prefix") else key
-    return key + edit.get("suffix", ""), made
+    return _renamed(key, edit), made
+
+
+def _renamed(key: str, edit: Mapping[str, Any]) -> str:
+    return (f"{edit['prefix']}/{key}" if edit.get("prefix") else key) + edit.get("suffix", "")
 
 
 def write_rows(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +68,13 @@ def write_rows(item: Mapping[str, Any]) -> dict[str, Any]:
 def chunks(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
     """Rows cut into shards of ``size``."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _listed(rows: Sequence[Row], size: int, old: carried.Listed) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Shard, key and entry of the rows that lists beside the inputs name."""
+    for at, (shard, sample, *edit) in enumerate(rows):
+        if entry := old.get((shard, sample)):
+            yield f"{at // size:05d}.tar", _renamed(entry["key"], (edit and edit[0]) or {}), entry
 
 
 def rewrite(
@@ -111,12 +122,14 @@ def rewrite(
     def there(file: str, facts: Mapping[str, Any]) -> bool:
         return (out / file).is_file() and (out / file).stat().st_size == facts["bytes"]
 
+    quarantined = carried.listed(inputs)
     written = run(write_rows, items, title=f"write {out.name}", state=state, valid=there, **engine)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in parts:
         found[name] = [facts for file, facts in written.items() if (Path(file).parent == Path(name or "."))]
         if found[name]:
             write_manifest(out / name, found[name], made)
+            carried.write(out / name, _listed(parts[name], shard_size, quarantined))
             if extractor is not None:
                 regions_info.write_info(out / name, extractor)
             if autoencoder is not None:

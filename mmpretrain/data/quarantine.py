@@ -47,7 +47,7 @@ def parse(data: bytes, path: str) -> list[dict[str, str]]:
     Raises:
         DataError: a line that is no such entry, naming it.
     """
-    entries = []
+    found = []
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -61,8 +61,8 @@ def parse(data: bytes, path: str) -> list[dict[str, str]]:
             raise DataError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
         if not isinstance(entry, dict) or not isinstance(entry.get("shard"), str) or not isinstance(entry.get("key"), str):
             raise DataError(f"{path}, line {number}: an entry needs the texts shard and key; mend or remove the line")
-        entries.append({name: str(entry.get(name, "")) for name in ("shard", "key", "reason")})
-    return entries
+        found.append({name: str(entry.get(name, "")) for name in ("shard", "key", "reason", "tool")})
+    return found
 
 
 def replace(path: Path, tool: str, rows: Iterable[Mapping[str, Any]], shards: Collection[str]) -> None:
@@ -83,28 +83,41 @@ def _written_by(line: bytes, tool: str, shards: Collection[str]) -> bool:
     return isinstance(entry, dict) and entry.get("tool") == tool and entry.get("shard") in shards
 
 
-def of(reader: ShardReader) -> Quarantine:
-    """What the lists beside the shards of a reader leave out. A line for a shard or a key that is not there has no effect.
+def entries(reader: ShardReader) -> dict[tuple[int, int], dict[str, str]]:
+    """The entries of the lists beside the shards of a reader, by shard and number of the sample. A line for a shard or a key that is not
+    there has no effect.
 
     Raises:
         DataError: a list that cannot be read.
     """
-    folders: dict[Path | str, dict[str, dict[str, str]]] = {}
-    samples, reasons, digest = {}, Counter[str](), hashlib.sha256()
+    folders: dict[Path | str, dict[str, dict[str, dict[str, str]]]] = {}
+    found = {}
     for shard, index in enumerate(reader.indexes):
         place = reader.paths[shard]
         folder = place.parent
         if folder not in folders:
-            wanted: dict[str, dict[str, str]] = defaultdict(dict)
+            wanted: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
             for entry in parse(reader.beside(shard, FILE) or b"", f"{folder}/{FILE}"):
-                wanted[entry["shard"]][entry["key"]] = entry["reason"]
+                wanted[entry["shard"]][entry["key"]] = entry
             folders[folder] = dict(wanted)
-        listed = folders[folder].get(place.name)
-        if not listed:
-            continue
-        found = [number for number in range(len(index)) if index.key(number) in listed]
-        if found:
-            samples[shard] = np.asarray(found, dtype=np.int64)
-            reasons.update(listed[index.key(number)] or "no reason given" for number in found)
-            digest.update(json.dumps([index.digest, found]).encode())
+        if listed := folders[folder].get(place.name):
+            found.update({(shard, number): listed[index.key(number)] for number in range(len(index)) if index.key(number) in listed})
+    return found
+
+
+def of(reader: ShardReader) -> Quarantine:
+    """What the lists beside the shards of a reader leave out.
+
+    Raises:
+        DataError: a list that cannot be read.
+    """
+    found = entries(reader)
+    reasons = Counter(entry["reason"] or "no reason given" for entry in found.values())
+    digest = hashlib.sha256()
+    numbers: dict[int, list[int]] = defaultdict(list)
+    for shard, number in found:
+        numbers[shard].append(number)
+    for shard, listed in numbers.items():
+        digest.update(json.dumps([reader.indexes[shard].digest, listed]).encode())
+    samples = {shard: np.asarray(listed, dtype=np.int64) for shard, listed in numbers.items()}
     return Quarantine(samples, reasons, digest.hexdigest() if samples else "")
