@@ -168,7 +168,8 @@ def _files(path: Path, text: str) -> list[Path]:
         return found
     if path.is_file():
         return [path]
-    raise DataError(f"data: {path} does not exist" + (f" (from {text!r})" if str(path) != text else "") + "; check the path")
+    named = f" (from {text!r})" if str(path) != text else ""
+    raise DataError(f"data: {path} does not exist{named}; check the path, or make shards there: mmpretrain data --help")
 
 
 def _scenes(text: str, split: str) -> list[Path]:

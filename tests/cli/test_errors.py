@@ -155,7 +155,7 @@ def test_no_run_folder_is_left_behind(capfd, tmp_path):
         (["evaluate", "nothing"], "there is no checkpoint nothing"),
         (["export", "nothing", "--to", "onnx", "--out", "x"], "invalid choice: 'onnx'"),
         (["data", "scenes", "--out", "x", "--n", "4", "--sed", "1"], "'--sed'. Did you mean '--seed'? See mmpretrain data scenes"),
-        (["data", "index", "nothing"], "nothing does not exist"),
+        (["data", "index", "nothing"], "nothing does not exist; check the path, or make shards there: mmpretrain data --help"),
         (["data", "indx"], "there is no tool 'data indx'. Did you mean 'index'? See mmpretrain data --help"),
         (["report", "nothing"], "nothing"),
         (["report", "nothing", "--out", "."], "--out .: there is a folder of that name; name a file"),
