@@ -37,6 +37,14 @@ def has_key() -> bool:
         return False
 
 
+def mode() -> str:
+    """``WANDB_MODE`` where it is set, else online with a key and offline without."""
+    chosen = os.environ.get("WANDB_MODE", "").strip().lower()
+    if chosen:
+        return {"dryrun": "offline", "run": "online"}.get(chosen, chosen)
+    return "online" if has_key() else "offline"
+
+
 def definition(run: Run) -> dict[str, Any]:
     """Sections of panels for the metrics that the run has; equal metrics of training and validation share a plot."""
     plots: dict[tuple[str, str], list[str]] = {}
@@ -83,8 +91,8 @@ def write_definition(run: Path, out: Path | None = None) -> str:
     out = opened.path / DEFINITION if out is None else Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return f"{out}\nnot sent: WANDB_MODE is {os.environ['WANDB_MODE']}"
+    if (asked := os.environ.get("WANDB_MODE", "").strip()) and mode() != "online":
+        return f"{out}\nnot sent: WANDB_MODE is {asked}"
     if not has_key():
         return f"{out}\nnot sent: no W&B key. `wandb login`, `wandb sync {opened.path}/wandb/*run-*`, then this command again"
     if importlib.util.find_spec("wandb_workspaces") is None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
 from mmpretrain.report.panels_schema import MaskedPanel, Panel
-from mmpretrain.report.wandb import PROJECT, STEP, has_key
+from mmpretrain.report.wandb import PROJECT, STEP, mode
 
 SECTIONS = ("loss", "objectives", "validation", "data", "speed", "pictures")
 HIDDEN = ("train/*", "val/*", "test/*", "memory/*", "epoch")
@@ -56,14 +56,6 @@ def best(name: str) -> str:
     if leaf.endswith("loss"):
         return "min"
     return "max" if "accuracy" in leaf or "_R@" in leaf or leaf == "psnr" else "last"
-
-
-def mode() -> str:
-    """``WANDB_MODE`` where it is set, else online with a key and offline without."""
-    chosen = os.environ.get("WANDB_MODE", "").strip().lower()
-    if chosen:
-        return {"dryrun": "offline", "run": "online"}.get(chosen, chosen)
-    return "online" if has_key() else "offline"
 
 
 class WandbDashboard(WandbLogger):

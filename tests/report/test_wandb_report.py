@@ -39,6 +39,9 @@ def test_another_file_and_an_offline_mode(tmp_path: Path, monkeypatch: pytest.Mo
     run = write_run(tmp_path / "run", steps=4, panels=())
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert "WANDB_MODE is offline" in write_definition(run, tmp_path / "deep" / "w.json")
+    for empty in ("", "online", "run"):  # as for a run
+        monkeypatch.setenv("WANDB_MODE", empty)
+        assert "WANDB_MODE" not in write_definition(run, tmp_path / "deep" / "w.json")
     assert (tmp_path / "deep" / "w.json").is_file() and not (run / DEFINITION).exists()
 
 
