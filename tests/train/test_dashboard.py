@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mmpretrain.report.panels_schema import Guess, MaskedExample, MaskedPanel, Panel, RetrievalPanel, Word
-from mmpretrain.train import dashboard
 from mmpretrain.report.wandb import mode
+from mmpretrain.train import dashboard
 from mmpretrain.train.dashboard import WandbDashboard, best, make_logger, masked_rows, section
 
 METRICS = {"train/loss": 2.0, "train/mlm/loss": 1.5, "speed/samples_per_s": 80.0, "val/retrieval/coco/i2t_R@1": 0.5}
