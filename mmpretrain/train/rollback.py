@@ -50,6 +50,7 @@ class RollBack:
         trainer.strategy.load_optimizer_state_dict(saved)
         for optimizer in trainer.optimizers:
             apply_settings(optimizer, module.settings)
+        module.lr_schedulers().apply()  # the rates that came back are those of the checkpoint's step
         if module.ema is not None and saved.get("ema") is not None:
             module.ema.load(saved["ema"])
         events.note(trainer, "rollback", checkpoint=path.name, to=int(saved["global_step"]))

@@ -195,7 +195,7 @@ class StepScheduler(LRScheduler):
     def validated(self, loss: float) -> None:
         """The loss of a validation; the rate of the next step is that of what the schedule makes of it."""
         self.schedule.validated(loss)
-        self._apply()
+        self.apply()
 
     def state_dict(self) -> dict[str, Any]:
         state = self.schedule.state_dict()
@@ -206,9 +206,9 @@ class StepScheduler(LRScheduler):
         self.last_epoch = int(state_dict["last_epoch"])
         if "schedule" in state_dict:
             self.schedule.load_state_dict(state_dict["schedule"])
-        self._apply()
+        self.apply()
 
-    def _apply(self) -> None:
+    def apply(self) -> None:
         """Put the factor of the present step on all groups."""
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate

@@ -21,7 +21,7 @@ from mmpretrain.train.guard import NonFiniteStep, Spikes
 from mmpretrain.train.module import Pretrain
 from mmpretrain.train.optim import Optimizer
 from mmpretrain.train.pretraining import Pretraining
-from mmpretrain.train.schedule import Constant
+from mmpretrain.train.schedule import Constant, WarmupLinear
 from mmpretrain.types import Batch, Score
 
 
@@ -226,6 +226,17 @@ def test_a_rollback_forgets_the_steps_that_it_undoes(tmp_path: Path, monkeypatch
     made = module(Twice("s43", view="match"), on_nonfinite="rollback", fused=True)
     fit(tmp_path, made, 14, every=4)
     assert [(one["event"], one.get("at")) for one in happened(tmp_path)] == [("nonfinite", 5), ("rollback", None)]  # 6 was undone with 5
+
+
+def test_after_a_rollback_at_a_save_the_rate_is_that_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_waits", lambda *_: False)
+    monkeypatch.setattr(guard, "_on_its_way", lambda verdict: verdict._replace(ready=Unread()))
+    made, rates = module(Poison("s43", view="match"), on_nonfinite="rollback", fused=True), {}
+    made.schedule = WarmupLinear(warmup=20, total=40)
+    made.on_train_batch_start = lambda *_: rates.setdefault(made.trainer.global_step, made.optimizers().param_groups[0]["lr"])
+    fit(tmp_path, made, 8, every=3)  # of step 5 the save of step 6 hears
+    assert happened(tmp_path)[1]["checkpoint"] == "step-00000003.ckpt"
+    assert rates == {step: pytest.approx(1e-3 * step / 20) for step in range(8)}
 
 
 def test_nothing_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
