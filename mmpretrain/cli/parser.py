@@ -122,11 +122,14 @@ def _no_argument(key: str, name: str, owner: str, at: Mapping[str, str]) -> str:
     return f"{key}: {owner or 'it'} has no argument '{name}'{where}.{guess or takes}"
 
 
-def _classless(key: str, at: Mapping[str, str]) -> str:
-    """That an object of a dict names no class: which one, and where it was given. The parser does not say."""
+def _classless(key: str, base: str, at: Mapping[str, str]) -> str:
+    """That an object of a dict names no class: which one, and where it was given, which the parser does not say; or that it names ``base``,
+    of which there are no objects."""
     below = [one.removeprefix(f"{_bare(key)}.").split(".") for one in at if one.startswith(f"{_bare(key)}.")]
     named = [name for name, *rest in below if rest == ["class_path"]]
     wrong = list(dict.fromkeys(name for name, *rest in below if rest and name not in named))
+    if not wrong:
+        return f"{key}{_where(key, at)}: of {base} there are no objects; name a class that is built on it"
     key = f"{key}.{wrong[0]}" if len(wrong) == 1 else key
     there = f" There are: {', '.join(named)}." if named else ""
     return f"{key}{_where(key, at)}: names no class_path.{nearest(wrong[0], named) if len(wrong) == 1 else ''}{there}"
@@ -190,8 +193,8 @@ def explain(message: str, known: Iterable[str], origin: Mapping[str, str], typed
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _no_argument(key, found[1], classes[-1] if classes else "", at)
-    if "Expected an instantiatable class" in message:
-        return _classless(key, at)
+    if found := re.search(r"Expected an instantiatable class, but (\S+) is abstract", message):
+        return _classless(key, found[1], at)
     key = _full(key, at)
     body = re.sub(r'[Pp]arser key "[^"]+":', "", message)
     body = re.sub(r"Problem with given class_path '([^']+)':", "", body)

@@ -66,6 +66,10 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
             ["--model.objectives.mml.prob", "0.3"],
             r"^model.objectives.mml \(on .*line\): names no class_path. Did you mean 'mlm'\? .*: mlm, itm, wpa.$",
         ),
+        (
+            ["--model.objectives.itm", "{class_path: mmpretrain.objectives.mlm.MaskedText}"],
+            r"^model.objectives.*: of mmpretrain.objectives.mlm.MaskedText there are no objects; name a class that is built on it$",
+        ),
         (["--model.objectives.itm.negatives", "2"], r"^model.objectives.itm.negatives \(on the command line\): expected dict.*, not 2$"),
         (["--model.task_weights", "{mlm:2}"], r"^model.task_weights \(on .*line\): .*YAML wants a space behind each colon: \{a: 1\}$"),
         (["--trainer.accumulate_grad_batches", "0"], r"accumulate_grad_batches=0"),
