@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +42,9 @@ def one_seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def loggers_as_found() -> Iterator[None]:
-    """What a test makes quiet speaks again in the next one."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    yield
-    logger.setLevel(level)
+def loggers_speak() -> None:
+    """What a test, or the fixture of a file, made quiet speaks again."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
 
 
 @pytest.fixture
