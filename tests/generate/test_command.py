@@ -171,7 +171,7 @@ def test_measures_of_a_set(place, tmp_path, capsys, monkeypatch):
 
     quick = Options(side=32, samples=24, steps=4, batch=8, threshold=0.0)
     trained = probe_training.trained
-    monkeypatch.setattr(probe_training, "trained", lambda data: trained(data, quick))
+    monkeypatch.setattr(probe_training, "trained", lambda data, report: trained(data, quick, report))
     monkeypatch.setenv("MMPRETRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("mmpretrain.generate.checks.counter", lambda model: (lambda text: 0, 24))  # their tokens are letters
