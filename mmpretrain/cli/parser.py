@@ -10,9 +10,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn, get_args, get_type_hints
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mmpretrain.cli.errors import meant, nearest
+
+set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning turns it on: addresses of shards would be read as values
 
 TYPED = "on the command line"
 FORMS = {"data.val": ("a mapping NAME: SOURCE, for example {{mine: {}}}", "scenes:val")}  # key -> what it takes, an example of a source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.servers import http_server
 
 from mmpretrain.cli.train import prepare
 from mmpretrain.data.retry import RemoteOptions
@@ -39,3 +40,14 @@ def test_options_reach_the_readers_and_credentials_are_not_saved(monkeypatch):
     monkeypatch.setattr("sys.argv", ["mmpretrain", "fit", "--data.train", train])
     saved = json.dumps([made.resolved, made.model.config, run_dir.environment()], default=str)
     assert "hunter2" not in saved and "s3cret" not in saved
+
+
+def test_an_address_is_kept_as_it_is_and_not_read_as_a_value(tmp_path):
+    """Lightning lets its parser fetch addresses: a folder's page of links would be the name of a source, a YAML file a mixture."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "page.yaml").write_text("{mine: {sources: elsewhere}}")
+    with http_server(tmp_path / "served") as http:
+        for address in (http.url(), http.url("page.yaml")):
+            made = prepare("fit", ["--config", "vilt.yaml", "--loggers", "[]", "--data.train", address])
+            assert made.datamodule.train_sources == address
+        assert not http.seen
