@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mmpretrain.cli import compare_alike, compare_plan
-from mmpretrain.cli.commands import OneLine, at_least, guarded
+from mmpretrain.cli.commands import MEASUREMENTS, OneLine, at_least, guarded, named_sets
 from mmpretrain.cli.compare_plan import Recipe
 from mmpretrain.cli.errors import UserError, nearest
 from mmpretrain.cli.layering import typed_keys
@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     help_ = "take everything but the system from the first recipe: data, batch size, steps; with training, optimiser and schedule too"
     made.add_argument("--alike", nargs="?", const="data", choices=("data", "training"), help=help_)
     made.add_argument("--data", action="append", default=[], metavar="[NAME=]SOURCE", help="measured on; default: the validation sets")
-    made.add_argument("--only", action="append", default=[], help="what is measured, as for evaluate; default: all that fits")
+    help_ = "what is measured, as for evaluate; default: all that fits"
+    made.add_argument("--only", action="append", default=[], choices=MEASUREMENTS, help=help_)
     made.add_argument("--limit", type=at_least(1), default=LIMIT, help=f"most samples of each set and measurement, default {LIMIT}")
     made.add_argument("--captions", type=at_least(1), default=1, help="of each image in retrieval, default 1")
     made.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison")
@@ -153,6 +154,8 @@ def _compare(options: argparse.Namespace, typed: Mapping[str, Any]) -> int:
     of = {job.recipe.label: job.recipe for job in jobs}
     for recipe in of.values():
         compare_check.check(recipe, typed)
+    if options.data:
+        named_sets(options.data, None)  # opened, to know before the first run that they can be measured on
     for job in jobs:
         compare_run.check(job, options.restart)
     notes = [f"not alike: {one.shown()}" for one in apart if not one.own]

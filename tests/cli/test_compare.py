@@ -115,6 +115,8 @@ def test_sizes_and_options_as_fit_reads_them() -> None:
         (["vilt", "clip", "--limit", "few"], "argument --limit: a whole number, not 'few'"),
         (["vilt", "clip", "--seed_everything", "3"], "--seed_everything: give --seeds to compare"),
         (["vilt", "clip", "--trainer.default_root_dir", "x"], "--trainer.default_root_dir: give --out to compare"),
+        (["vilt", "clip", "--only", "speed"], "argument --only: invalid choice: 'speed'"),
+        (["vilt", "clip", "--data", "mine=no/such/folder"], "no/such/folder does not exist"),
         (["vilt", "clip", "--step", "3"], "unknown option '--step'. Did you mean '--steps'"),
         (["vilt", "clip", "--model.x", "3"], r"vilt: unknown key 'model.x' \(on the command line\)"),
         (["vilt", "clip", "--data.worker", "0"], r"vilt: unknown key 'data.worker' \(on .*line\). Did you mean 'data.workers'"),
