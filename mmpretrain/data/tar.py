@@ -37,6 +37,8 @@ def members(data: mmap.mmap | bytes, path: str) -> Iterator[Member]:
     size, at = len(data), 0
     if size == 0:
         raise DataError(f"{path}: the file is empty; write the shard again")
+    if bytes(data[:9]).lower().startswith((b"<!doctype", b"<html")):
+        raise DataError(f"{path}: a web page, not a tar; copy the shard again (the address of a folder of shards ends in '/')")
     extended: dict[str, str] = {}
     start: int | None = None
     while True:

@@ -97,6 +97,13 @@ def test_damage_is_found_when_the_shard_is_indexed(shard, kind):
     assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("page", [b"<!DOCTYPE HTML>\n<title>shards</title>", b"<HTML>" + b" " * 2000])
+def test_a_web_page_in_the_place_of_a_shard_is_told(tmp_path, page):
+    (tmp_path / "0.tar").write_bytes(page)
+    with pytest.raises(DataError, match=r"0\.tar: a web page, not a tar; .*the address of a folder of shards ends in '/'"):
+        ShardReader([tmp_path / "0.tar"])
+
+
 @pytest.mark.fault(3)
 def test_every_flipped_header_byte_is_found_or_harmless(shard):
     good = shard.read_bytes()
