@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 for name in [*os.environ]:
     if name in ("COLUMNS", "LINES", "TERM", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE") or name.startswith("SLURM_"):
         del os.environ[name]
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are reached without one
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under ``nohup``: processes that tests start would not hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -138,6 +138,7 @@ def s3_server(bucket: str, folder: Path) -> Iterator[str]:
         }
         for name, value in names.items():
             patch.setenv(name, value)
+        patch.setattr("mmpretrain.data.remote._backends", {})  # a client keeps the address of its first server
         client = boto3.client("s3", endpoint_url=address)
         client.create_bucket(Bucket=bucket)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
