@@ -204,7 +204,8 @@ def _boxes(batch: Batch, i: int) -> tuple[Tensor, int, int]:
     rows, columns = (max(1, round(CELLS * side / max(height, width))) for side in (height, width))
     start = sum(batch.regions.lengths[:i])
     boxes_V4 = batch.regions.boxes_N4[start : start + batch.regions.lengths[i]].float().cpu()
-    y, x = torch.meshgrid((torch.arange(rows) + 0.5) * height / rows, (torch.arange(columns) + 0.5) * width / columns, indexing="ij")
+    middle_y, middle_x = (torch.arange(n, dtype=torch.float32) + 0.5 for n in (rows, columns))  # whatever the default dtype is: bf16-true
+    y, x = torch.meshgrid(middle_y * height / rows, middle_x * width / columns, indexing="ij")
     middle_C2 = torch.stack((x, y), -1).view(-1, 2)
     cover_VC = ((middle_C2 >= boxes_V4[:, None, :2]) & (middle_C2 <= boxes_V4[:, None, 2:])).all(-1)
     nearest_V = torch.cdist((boxes_V4[:, :2] + boxes_V4[:, 2:]) / 2, middle_C2).argmin(1)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,3 +189,17 @@ def test_boxes_are_drawn_where_they_are() -> None:
     assert line[20, 40:121].all() and line[60, 40:121].all() and line[20:61, 40].all() and not line[:20].any() and not line[:, :40].any()
     other = np.asarray(panel_pictures.boxes((100, 200), torch.tensor([[50.0, 25.0, 150.0, 75.0]]), ["heart"]))
     assert (drawn[20, 100] != other[20, 100]).any()
+
+
+def test_cells_of_boxes_are_the_same_under_bf16_true() -> None:
+    """Whose default dtype is another while a validation runs."""
+    batch: Any = SimpleNamespace(regions=region_batch((3, 30)))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            found.append(panel_bodies._boxes(batch, 1))
+        finally:
+            torch.set_default_dtype(before)
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
