@@ -50,6 +50,7 @@ class Metrics(pl.Callback):
         self._journal: events.Journal | None = None
         self._restored: dict[str, float] = {}
         self._device = torch.device("cpu")
+        self._rate = 0.0  # of the step under way
         self._reset()
 
     def state_dict(self) -> dict[str, float]:
@@ -87,7 +88,7 @@ class Metrics(pl.Callback):
             self._journal = events.Journal(self.path)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Pretrain, batch: Any, batch_idx: int) -> None:
-        self._began = time.perf_counter()
+        self._began, self._rate = time.perf_counter(), max(group["lr"] for group in trainer.optimizers[0].param_groups)
         self._wait += pl_module.fetched_at - self._free_since if pl_module.fetched_at > self._free_since else 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Pretrain, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -106,7 +107,7 @@ class Metrics(pl.Callback):
         self._empty.update(module.meter.empty)
         values |= {f"train/value/{name}": value for name, value in module.phases.ramped.items()}
         values["train/grad_norm"] = module.grad_norm.item()
-        values["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        values["train/lr"] = self._rate
         values["speed/samples_per_s"], values["speed/tokens_per_s"] = samples / seconds, tokens / seconds
         values["data/wait_share"], values["memory/rss_gib"] = self._wait / seconds, memory_gib()
         if device.type == "cuda":

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from mmpretrain.data import working
 from mmpretrain.train.checkpoint import Checkpoints, resolve
+from mmpretrain.train.half import Half
 from mmpretrain.train.watchdog import loaders
 
 
@@ -104,6 +106,8 @@ class Trainer(pl.Trainer):
         super().__init__(
             gradient_clip_val=None, gradient_clip_algorithm=None, accumulate_grad_batches=1, use_distributed_sampler=False, **kwargs
         )
+        if isinstance(self.precision_plugin, HalfPrecision):
+            self.strategy.precision_plugin = Half(self.precision_plugin.precision)
 
     def fit(self, model: Any, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """As Lightning's; ``ckpt_path`` may be ``last``, ``best``, a run folder, a checkpoint folder or a file."""

@@ -17,6 +17,7 @@ from train.runs import build, quiet, trainer
 
 from mmpretrain.train import places, run_dir
 from mmpretrain.train.callbacks import Metrics, forget_after
+from mmpretrain.train.schedule import WarmupLinear
 from mmpretrain.types import Batch, Score
 
 
@@ -35,6 +36,8 @@ def test_names_and_values_of_metrics(tmp_path: Path) -> None:
     names = {"train/loss", "train/mlm/loss", "train/mlm/accuracy", "train/match/loss", "train/grad_norm", "train/lr"}
     names |= {"speed/samples_per_s", "speed/tokens_per_s", "data/wait_share", "memory/rss_gib"}
     assert names <= training[0].keys()
+    rates = [3e-3 * WarmupLinear(warmup=2, total=10).factor(step, 10) for step in range(5)]
+    assert [entry["train/lr"] for entry in training] == pytest.approx(rates)  # those that the steps were taken with
     for entry in training:
         total = entry["train/mlm/loss"] + 0.5 * entry["train/match/loss"]
         assert entry["train/loss"] == pytest.approx(total, rel=1e-5)

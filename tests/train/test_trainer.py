@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from helpers.region_batches import region_sample_batch
 from train.fakes import FakeData
 from train.runs import build, trainer
 
 from mmpretrain.train.schedule import WarmupLinear
 from mmpretrain.train.trainer import Trainer, run_steps
+from mmpretrain.types import Batch
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,14 @@ def test_the_schedule_spans_the_run(flags: dict[str, Any], steps: int | None) ->
 def test_flags_out_of_range(flags: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Trainer(**flags)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_boxes_are_whole_pixels_in_half_precision(precision: str) -> None:
+    given = region_sample_batch((2, 3))
+    for batch in (given, given._replace(regions=None)):
+        (made,) = trainer(precision=precision).precision_plugin.convert_input((batch,))
+        assert isinstance(made, Batch) and made.text == batch.text
+        if batch.regions is not None:
+            assert made.regions.boxes_N4.dtype == torch.float32 and torch.equal(made.regions.boxes_N4, batch.regions.boxes_N4)
+            assert made.regions.features_NF.dtype == {"bf16-true": torch.bfloat16, "16-true": torch.float16}[precision]
