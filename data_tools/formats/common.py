@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import json
 import zlib
@@ -53,7 +54,7 @@ class Pictures:
         for place in [self._last, *tries]:  # most lie like the one before: one look at the disk
             if place[1] < len(names) and place[2] in endings and _inside(names[place[1]]):
                 path = Path(self.folders[place[0]], names[place[1]] + place[2])
-                if path.is_file():
+                if _is_file(path):
                     self._last = place
                     return str(path)
         return None
@@ -62,6 +63,16 @@ class Pictures:
 def _inside(name: str) -> bool:
     """Whether a name from an annotation file stays inside its folder."""
     return not name.startswith("/") and ".." not in Path(name).parts
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 @contextlib.contextmanager

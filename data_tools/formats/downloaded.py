@@ -46,7 +46,11 @@ def _hashed(algorithm: str) -> Callable[[Row], list[str]]:
 
 
 def _basename(row: Row) -> list[str]:
-    name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(row.url).path)).name
+    try:
+        path = urllib.parse.urlsplit(row.url).path
+    except ValueError:  # brackets that hold no address
+        return []
+    name = PurePosixPath(urllib.parse.unquote(path)).name
     return [name] if name else []
 
 

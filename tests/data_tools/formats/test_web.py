@@ -48,6 +48,13 @@ def test_cc12m_has_the_url_first_and_other_names(tmp_path):
     assert made.skipped[1] == {"name": "cc12m.tsv.gz:5", "reason": "line is not a caption and a URL with a tab between them"}
 
 
+def test_urls_that_can_be_no_file_are_missing_pictures(tmp_path):
+    urls = ["http://h/a.jpg", f"http://h/{'x' * 300}.jpg", "http://[h/b.jpg"]
+    put(tmp_path, {"img/a.jpg": 1, "t.tsv": "".join(f"a caption\t{url}\n" for url in urls)})
+    made = run(tmp_path, "conceptual", "--tsv", "t.tsv", "--images", "img")
+    assert list(made.samples) == ["cc-000000000"] and [one["reason"] for one in made.skipped] == ["picture is missing"] * 2
+
+
 def test_row_numbers_must_be_asked_for(tmp_path):
     put(tmp_path, {**{f"img/{n:07d}.jpg": n for n in range(1, 6)}, "t.tsv": "caption\turl\n" + tsv("caption", "url")})
     with pytest.raises(DataError, match=r"no file is named by the URL of one of the first 5 rows.*--names"):
