@@ -31,7 +31,7 @@ from mmpretrain.data_tools.common import megabytes, table
 from mmpretrain.data_tools.formats import FORMATS
 from mmpretrain.data_tools.shards import SHARD_SIZE, write_manifest
 
-VERSION = 2  # of what stands in the shards: raise it when records or shards change for the same source
+VERSION = 3  # of what stands in the shards: raise it when records or shards change for the same source
 _WORK = ".work"  # in the folder of the build: the list of records and the results of finished shards
 _ASIDE = ("out", "workers", "engine", "quiet", "max_missing")  # options that change nothing of the bytes
 _SHOWN = 3  # names of left-out records for each reason
@@ -147,7 +147,9 @@ def _readable(records: Iterator[Any]) -> Iterator[Any]:
             number += 1
     except KeyError as error:
         raise DataError(f"the annotations have no field {error} where this format has one (after {number} records)") from error
-    except (TypeError, AttributeError, IndexError) as error:
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"the annotations are not of this format (after {number} records: {type(error).__name__}: {error})") from error
 
 

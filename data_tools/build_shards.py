@@ -81,7 +81,7 @@ def sample(record: Record, check: str) -> tuple[dict[str, bytes], bool]:
         members["txt"] = _encoded(record.captions[0])
     if meta or len(record.captions) > 1 or record.pictures:
         said = {"captions": list(record.captions)} if record.captions else {}
-        members["json"] = _encoded(json.dumps({**said, **meta}, ensure_ascii=False, separators=(",", ":")))
+        members["json"] = _encoded(json.dumps({**said, **meta, **said}, ensure_ascii=False, separators=(",", ":")))
     try:
         for name, data in members.items():
             if (most := limit(name)) is not None and len(data) > most:
@@ -97,10 +97,17 @@ def _with_size(meta: Mapping[str, Any], sizes: list[tuple[int, int]]) -> tuple[d
     """``width`` and ``height`` of a single picture, where the annotations have none; whether theirs differ."""
     if len(sizes) != 1 or not all(sizes[0]):
         return dict(meta), False
-    width, height = sizes[0]
-    if meta.get("width") and meta.get("height"):
-        return dict(meta), (meta["width"], meta["height"]) != (width, height)
-    return {**meta, "width": width, "height": height}, False
+    stated = (_side(meta.get("width")), _side(meta.get("height")))
+    width, height = stated if all(stated) else sizes[0]
+    return {**meta, "width": width, "height": height}, (width, height) != sizes[0]
+
+
+def _side(value: Any) -> int:
+    """Pixels as an annotation states them, also as text (tables have no numbers); 0 where it does not."""
+    try:
+        return round(float(value)) if isinstance(value, int | float | str) else 0
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _encoded(text: str) -> bytes:

@@ -41,13 +41,13 @@ def walk(folder: Path, per_line: bool = False, pictures_only: bool = False) -> I
     seen = False
     for place, folders, names in os.walk(folder.absolute()):
         folders.sort()
-        files: dict[str, dict[str, str]] = {}
+        files: dict[str, list[str]] = {}
         for name in sorted(names):
-            stem, dot = os.path.splitext(name)
-            if not stem.startswith("."):
-                files.setdefault(stem, {})[dot.lower()] = os.path.join(place, name)
-        for stem, found in files.items():
-            pictures = [found[dot] for dot in EXTENSIONS if dot in found]
+            if not name.startswith("."):
+                files.setdefault(os.path.splitext(name)[0], []).append(os.path.join(place, name))
+        for stem, paths in files.items():
+            found = {os.path.splitext(path)[1].lower(): path for path in paths}
+            pictures = [path for path in paths if path.lower().endswith(EXTENSIONS)]
             if not pictures:
                 continue
             seen = True

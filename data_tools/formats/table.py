@@ -54,7 +54,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
             continue
         name = group[0]["values"].get(column)
         if not isinstance(name, str) or not name:
-            yield Skip(group[0]["name"], "row has no picture")
+            yield from (Skip(row["name"], "row has no picture") for row in group)
             continue
         beside = (group[0]["path"].absolute().parent / name).as_posix()
         yield _record(group, pictures.find(name) if pictures else beside, options, name)

@@ -7,6 +7,7 @@ import json
 import pytest
 from helpers.building import put, run
 
+from mmpretrain.data.errors import DataError
 from mmpretrain.types import Statement
 
 
@@ -70,6 +71,12 @@ def test_vqa(tmp_path):
 def test_vqa_test_dev_asks_about_pictures_of_test(tmp_path):
     made = run(vqa(tmp_path), "vqa", "--questions", "dev.json", "--images", str(tmp_path))
     assert made.code == 0 and list(made.samples) == ["vqa-test-dev2015-000000262144"]
+
+
+def test_ids_of_another_kind_are_told(tmp_path):
+    put(tmp_path, {"q.json": {"questions": [{"question_id": 1, "image_id": "a", "question": "What?"}]}, "img/a.jpg": 1})
+    with pytest.raises(DataError, match=r"annotations are not of this format \(after 0 records: ValueError"):
+        run(tmp_path, "vqa", "--questions", "q.json", "--images", "img")
 
 
 def test_soft_scores_are_the_official_accuracy():

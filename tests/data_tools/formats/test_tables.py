@@ -94,6 +94,17 @@ def test_csv_as_open_clip_has_it(tmp_path):
     assert list(under.samples) == ["en", "de"]
 
 
+def test_columns_of_a_table_with_the_names_of_ours(tmp_path):
+    """Sizes are numbers though they were text; captions are those that were asked for; each row without a picture counts."""
+    rows = [{"image": f"img/{n}.jpg", "title": "mine", "captions": "a, b", "width": "24", "height": "20"} for n in (1, 2)]
+    put(tmp_path, {"t.json": [{**rows[0], "width": 24.0}, {**rows[1], "height": "?"}, {"title": "x"}, {"title": "y"}], "img/1.jpg": 1})
+    put(tmp_path, {"img/2.jpg": 2})
+    made = run(tmp_path, "table", "--source", "t.json", "--image", "image", "--caption", "title")
+    assert [one.captions for one in made.samples.values()] == [("mine",)] * 2 and made.manifest["made"]["resized"] == 0
+    assert [(one.meta["width"], one.meta["height"]) for one in made.samples.values()] == [(24, 20)] * 2
+    assert made.manifest["made"]["skipped"]["row has no picture"] == {"count": 2, "first": ["t.json:3", "t.json:4"]}
+
+
 def test_a_row_with_a_url_and_no_caption_is_told(tmp_path):
     rows = [{"url": "https://h/0.jpg", "texts": ["a"]}, {"url": "https://h/1.jpg", "texts": []}]
     put(tmp_path, {"t.jsonl": "\n".join(map(json.dumps, rows)), "img/0.jpg": 0, "img/1.jpg": 1})
@@ -145,6 +156,8 @@ def test_folder(tmp_path):
             "e.txt": "it is so",
             "f.png": 5,
             "f.jpg": 6,
+            "g.JPG": 6,
+            "g.jpg": 7,
             "notes.txt": "nothing to see",
             ".hidden.jpg": 7,
         },
@@ -153,7 +166,11 @@ def test_folder(tmp_path):
     assert list(made.samples) == ["b_c", "e", "a/1"] and made.samples["a/1"].captions == ("one\ntwo",)
     assert made.samples["b_c"].captions == ("x", "y") and made.meta("b_c") == {"id": "b.c", "objects": [{"box": [1, 2, 3, 4]}], **SIZE}
     assert made.samples["e"].captions == () and made.samples["e"].statements == (Statement("it is so", True),)
-    assert [(one["name"], one["reason"]) for one in made.skipped] == [("d", "no caption"), ("f", "two pictures of one name")]
+    assert [(one["name"], one["reason"]) for one in made.skipped] == [
+        ("d", "no caption"),
+        ("f", "two pictures of one name"),
+        ("g", "two pictures of one name"),
+    ]
     more = run(tmp_path, "folder", "--source", "src", "--caption-per-line", "--pictures-only", out="more")
     assert more.samples["a/1"].captions == ("one", "two") and list(more.samples) == ["b_c", "d", "e", "a/1"]
     assert sorted(more.members["d"]) == ["jpg", "json"]
