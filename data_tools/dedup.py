@@ -12,6 +12,7 @@ import base64
 import functools
 import itertools
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,6 +198,9 @@ def main(args: list[str], parser_class: type[argparse.ArgumentParser] = argparse
     if not 0 <= options.distance <= 16:
         raise DataError(f"--distance {options.distance}: 0 to 16 bits")
     paths, engine = list(expand(options.shards)), options_of(options)
+    if options.list and len({path.name for path in paths}) < len(paths):
+        twin = next(name for name, count in Counter(path.name for path in paths).items() if count > 1)
+        raise DataError(f"--list: several shards are called {twin}, and a list names them by that alone; take --out, or a set at a time")
     asked = {"tool": "dedup", "hash": options.hash, "distance": options.distance, "colour": options.colour}
     state = fresh_folder(options.out, STATE) if options.out else scratch("dedup", [asked, [stamp(path) for path in paths]])
     found, ends, unread = dedup(paths, state, options.hash, options.distance, options.colour, engine)

@@ -84,5 +84,8 @@ def test_command(tmp_path, capsys, own_cache):
     listed = [json.loads(line) for line in (tmp_path / "in" / "quarantine.jsonl").read_text().splitlines()]
     assert listed == [{**row, "tool": "dedup"} for row in rows]
     assert "near duplicates" in capsys.readouterr().out and not list((own_cache / "state").iterdir())
+    write_tar(tmp_path / "other" / "0.tar", [("p3.jpg", members[0][1])])  # a line for it would leave out p3 of the first folder
+    with pytest.raises(UserError, match=r"several shards are called 0\.tar"):
+        data([*command[:3], str(tmp_path / "other"), *command[3:], "--list", str(tmp_path / "in" / "quarantine.jsonl")])
     with pytest.raises(UserError, match="0 to 16 bits"):
         data([*command, "--list", "x", "--distance", "40"])
