@@ -91,12 +91,27 @@ def on_picture(found: Record, height: int, width: int, left: int = 0, background
     if classes is None and probs["class_probs"] is not None:
         first = 0 if background is None else 1
         classes = probs["class_probs"][:, first:].argmax(1) + first
+    elif background is not None and probs["class_probs"] is not None:
+        classes = from_background(classes, probs["class_probs"])
     attributes = (
         found.attributes if found.attributes is not None or probs["attribute_probs"] is None else probs["attribute_probs"].argmax(1)
     )
     return Regions(
         found.features, boxes, np.array([height, width]), classes, probs["class_probs"], attributes, probs["attribute_probs"], found.scores
     )
+
+
+def from_background(classes: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Numbers of classes as columns of their probabilities, of which the first is the background.
+
+    LXMERT's extraction, and VOLTA's, number the classes without it beside probabilities that have it: the numbering that is more probable
+    is the one meant.
+    """
+    if not len(classes) or not -1 <= classes.min() <= classes.max() < probs.shape[1] - 1:
+        return classes
+    named = classes >= 0
+    rows, found = np.flatnonzero(named), classes[named]
+    return np.where(named, classes + 1, -1) if probs[rows, found + 1].sum() > probs[rows, found].sum() else classes
 
 
 def background_of(columns: int, names: Sequence[str] | None) -> int | None:

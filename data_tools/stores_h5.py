@@ -72,6 +72,9 @@ class H5Store:
         count *= rows.stop - rows.start if isinstance(rows, slice) else 1
         if count * found.dtype.itemsize > MAX_RECORD:
             raise BadSample(f"{name} has {count} values, more than {MAX_RECORD} bytes")
+        there, last = (found.shape or (0,))[0], rows.stop - 1 if isinstance(rows, slice) else rows
+        if rows != () and last >= there:
+            raise BadSample(f"{name} has {there} rows, and none of number {last}: it is cut short, or the ids are of another file")
         try:
             return np.asarray(found[rows])
         except (OSError, RuntimeError) as error:

@@ -246,6 +246,19 @@ def test_a_bomb_in_an_npz_is_refused_before_it_is_inflated():
         npz(buffer.getvalue())
 
 
+def test_rows_that_are_not_there(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    for adaptive in (False, True):
+        path = h5_rows(tmp_path / f"{adaptive}.hdf5", adaptive)
+        with h5py.File(path, "r+") as file:  # a copy that was cut short
+            values = file["image_features"][()]
+            del file["image_features"]
+            file["image_features"] = values[:-1]
+        store = open_store(path)
+        with pytest.raises(BadSample, match=r"image_features has \d rows, and none of number"):
+            store.read(store.locations()["12"])
+
+
 def test_names_and_the_background(tmp_path):
     """Features of 1600 classes come with 1601 probabilities, the background first: here four names and five columns."""
     pytest.importorskip("lmdb"), pytest.importorskip("msgpack")
@@ -268,6 +281,9 @@ def test_names_and_the_background(tmp_path):
     info, found = read_info(tmp_path / "out"), decode_regions(ShardReader([tmp_path / "out" / "0.tar"]).read(0).regions)
     assert info.background == 0 and info.classes == ("background", "one", "two", "three", "four")
     assert found.classes.tolist() == (found.class_probs[:, 1:].argmax(1) + 1).tolist()
+    one = Record(np.zeros((2, 1)), np.zeros((2, 4)), False, None, np.array([1, -1]), np.array([[0.1, 0.2, 0.7], [0.2, 0.4, 0.4]]))
+    assert on_picture(one, 9, 9, background=0).classes.tolist() == [2, -1]  # counted without the background, as LXMERT counts
+    assert on_picture(one._replace(classes=np.array([2, 1])), 9, 9, background=0).classes.tolist() == [2, 1]
     (tmp_path / "c.txt").write_text("one\n")
     with pytest.raises(DataError, match="--classes has 1 names, but the records have 5"):
         regions.main([*words, "--out", str(tmp_path / "no")])
