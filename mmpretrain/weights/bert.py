@@ -30,11 +30,12 @@ from mmpretrain.nn.heads import PairPooler, Pooler, VocabularyHead
 from mmpretrain.weights.bert_names import block_rules, mlm_rules
 from mmpretrain.weights.files import WeightsError, read_json, read_state, renamed
 from mmpretrain.weights.keymap import KeyMap, Rows
-from mmpretrain.weights.layout import is_kind
+from mmpretrain.weights.layout import is_kind, load_model
 
 STACKS = ("joint_blocks", "text_blocks", "transformer")  # in the order in which they take BERT's layers
 _PAIRS = {"sip": Rows((1, 0)), "tags": Rows((1, 0))}  # kinds of heads; BERT's row 0 means the next sentence, our row 1 a text that belongs
 _WORDS = "embeddings.word_embeddings.weight"
+_TABLES = ("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight")
 _POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta", "camembert")  # position 0 is in the row behind that of padding
 _OTHER_NAMES = (
     ("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"),
@@ -97,7 +98,10 @@ def read_bert(folder: str | Path) -> Bert:
     found = [name.removesuffix(_WORDS) for name in state if name.endswith(_WORDS)]
     if len(found) != 1:
         raise WeightsError(f"FromBERT: {folder} has {len(found)} tensors called *{_WORDS}; it is not a BERT")
-    return Bert(folder, config, {name.removeprefix(found[0]): t.float() for name, t in state.items()}, _tokens(folder))
+    state = {name.removeprefix(found[0]): t.float() for name, t in state.items()}
+    if lost := [name for name in _TABLES if name not in state]:
+        raise WeightsError(f"FromBERT: {folder} has no {lost[0]}; it is not a BERT")
+    return Bert(folder, config, state, _tokens(folder))
 
 
 def _tokens(folder: Path) -> dict[str, int] | None:
@@ -150,7 +154,7 @@ class FromBERT(ModelTransform):
 
     def _tables(self, model: nn.Module, parts: Parts, bert: Bert) -> list[str]:
         """Fill positions, segments and the norm."""
-        positions, types = (bert.state[f"embeddings.{kind}_embeddings.weight"] for kind in ("position", "token_type"))
+        positions, types = (bert.state[name] for name in _TABLES)
         if bert.config.get("model_type") in _POSITIONS_AFTER_PAD:
             positions = positions[int(bert.config.get("pad_token_id", 1)) + 1 :]
         if parts.segments is None:  # BERT adds type 0 to every token
@@ -232,7 +236,7 @@ def _blocks(parts: Parts, bert: Bert) -> list[str]:
         if filled.leftover:
             raise WeightsError(f"FromBERT: {bert.folder} has {filled.leftover[0]} in its layers, which a BERT has not")
         own = {key: t for key, t in stack.state_dict().items() if not key.startswith("blocks.")}
-        stack.load_state_dict({**own, **filled.state}, strict=True)
+        load_model(stack, {**own, **filled.state}, f"FromBERT: {bert.folder}")
         done.append(f"{name} from layers {start} to {start + stack.depth - 1}")
         start += stack.depth
     return done

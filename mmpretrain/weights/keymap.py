@@ -212,7 +212,12 @@ class KeyMap:
                 missing = [n for n in sources if n not in state]
                 if missing:
                     raise KeyMapError(f"{self.foreign}: {name} is there but {', '.join(missing)} is not")
-                tensors = (rule.op.to_theirs if target == "theirs" else rule.op.to_ours)([state[n] for n in sources])
+                change = rule.op.to_theirs if target == "theirs" else rule.op.to_ours
+                try:
+                    tensors = change([state[n] for n in sources])
+                except (RuntimeError, IndexError) as error:
+                    shapes = ", ".join(f"{n} {tuple(state[n].shape)}" for n in sources)
+                    raise KeyMapError(f"{self.foreign}: shapes do not fit: {shapes} ({str(error).splitlines()[0]})") from None
                 claimed.update(sources)
                 for goal, tensor in zip(goals, tensors, strict=True):
                     out[_fill(goal, match.groupdict())] = tensor.clone(memory_format=torch.contiguous_format)

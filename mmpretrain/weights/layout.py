@@ -135,20 +135,20 @@ def from_published(layout: Layout, model: nn.Module, state: Mapping[str, Tensor]
     return Imported(own, parts, found.leftover, own[table])
 
 
-def load_model(model: nn.Module, imported: Imported, source: str) -> None:
-    """Copy the tensors into the model.
+def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy all tensors of a model, or of a part of one.
 
     Raises:
         WeightsError: names or shapes differ.
     """
     own = model.state_dict()
-    if missing := [name for name in own if name not in imported.model]:
+    if missing := [name for name in own if name not in state]:
         raise WeightsError(f"{source} has nothing for {', '.join(missing[:3])} of the model")
-    for name, tensor in imported.model.items():
+    for name, tensor in state.items():
         if name not in own or own[name].shape != tensor.shape:
             there = f"the model has {tuple(own[name].shape)}" if name in own else "the model has no such part"
             raise WeightsError(f"{source}: {name} is {tuple(tensor.shape)}, {there}; build the model in the sizes of the file")
-    model.load_state_dict(imported.model, strict=True)
+    model.load_state_dict(state, strict=True)
 
 
 def is_kind(kind: str, objective: Any) -> bool:

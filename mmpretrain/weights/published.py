@@ -53,7 +53,7 @@ def import_weights(
         found = from_published(chosen, model, read_state(path))
     except KeyMapError as error:
         raise WeightsError(f"{source}: {error}") from None
-    load_model(model, found, source)
+    load_model(model, found.model, source)
     filled, left = load_heads(objectives or {}, found)
     lists = {"heads filled": filled, "heads left as they were": left, "kinds of heads in the file": list(found.heads)}
     told = "; ".join(f"{what}: {', '.join(names) or 'none'}" for what, names in lists.items())

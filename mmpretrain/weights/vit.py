@@ -17,6 +17,7 @@ from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.embed import PatchEmbedder
 from mmpretrain.weights.files import WeightsError, read_state
 from mmpretrain.weights.keymap import KeyMap, KeyMapError, Row, Rule, Stack
+from mmpretrain.weights.layout import load_model
 
 _BLOCK = "blocks.{i}."
 _LEAVES = {
@@ -110,7 +111,8 @@ class FromViT(ModelTransform):
         _check(tower, found.state, there, self.file)
         _embedder(tower.embed, found.state)
         kept = {name: t for name, t in found.state.items() if name.startswith("norm.") or _number(name) < tower.stack.depth}
-        tower.stack.load_state_dict({name: t for name, t in kept.items() if name.startswith(("norm.", "blocks."))}, strict=True)
+        blocks = {name: t for name, t in kept.items() if name.startswith(("norm.", "blocks."))}
+        load_model(tower.stack, blocks, f"FromViT: {self.file}")
         if tower.pre_norm is not None and "pre_norm.weight" in found.state:
             tower.pre_norm.load_state_dict({leaf: found.state[f"pre_norm.{leaf}"] for leaf in ("weight", "bias")})
         self.said = f"{type(model).__name__} starts as {self.file}: {tower.stack.depth} of its {there} blocks"
@@ -131,6 +133,7 @@ def _check(tower: Tower, state: Mapping[str, Tensor], there: int, file: str) -> 
     facts = {
         "width": (tower.embed.width, projection.shape[0]),
         "patch_size": (patch, projection.shape[-1]),
+        "number of channels": (tower.embed.projection.in_channels, projection.shape[1]),
         "hidden width of the MLP": (tower.stack.hidden, state["blocks.0.mlp.up.weight"].shape[0]),
     }
     for what, (mine, theirs) in facts.items():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import single_stream, tiny, two_streams
 from torch import Tensor, nn
-from transformers import BertConfig, BertForPreTraining, BertModel, RobertaConfig, RobertaForMaskedLM
+from transformers import BertConfig, BertForPreTraining, BertModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaForMaskedLM
 
 from mmpretrain.methods.transform import Around
 from mmpretrain.models.vlbert import VLBERT
@@ -257,6 +257,15 @@ def test_mistakes(tmp_path: Path) -> None:
     folder = saved(tmp_path / "shallow", BertModel(config(48, 1, 192, 60)))
     with pytest.raises(ValueError, match=r"transformer have 2 blocks, .* 1 layers: lower depth"):
         FromBERT(str(folder))(model)
+    folder = saved(tmp_path / "cut", BertModel(config(48, 1, 192, 60)))
+    asked = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**asked, "num_hidden_layers": 2}))
+    with pytest.raises(ValueError, match=r"cut has nothing for blocks\.1\."):
+        FromBERT(str(folder))(model)
+    narrow = MPNetConfig(vocab_size=60, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192)
+    saved(tmp_path / "mpnet", MPNetModel(narrow))
+    with pytest.raises(ValueError, match=r"mpnet has no embeddings\.token_type_embeddings\.weight; it is not a BERT"):
+        FromBERT(str(tmp_path / "mpnet"))(model)
     for kind in (tiny.clip, tiny.vilt):
         with pytest.raises(ValueError, match=r"FromBERT: (CLIP has no part|transformer of ViLT is no encoder)"):
             FromBERT(str(folder))(kind())

@@ -150,6 +150,9 @@ def test_foreign_or_incomplete_states_are_refused() -> None:
     state = weights.to_transformers(tiny.vilt().state_dict())
     with pytest.raises(KeyMapError, match=r"value\.weight is not"):
         weights.from_transformers({k: v for k, v in state.items() if "layer.1.attention.attention.value" not in k})
+    bad = {k: t[:, :8] if k == "encoder.layer.1.attention.attention.key.weight" else t for k, t in state.items()}
+    with pytest.raises(KeyMapError, match=r"shapes do not fit: .*attention\.key\.weight \(32, 8\)"):
+        weights.from_transformers(bad)
     with pytest.raises(KeyMapError, match="no place"):
         weights.to_transformers(tiny.vilt().state_dict() | {"router.weight": torch.zeros(1)})
 

@@ -108,6 +108,12 @@ def test_mistakes(tmp_path: Path) -> None:
     saved(path, vit(init_values=0.1))
     with pytest.raises(ValueError, match=r"blocks\.0\.ls1\.gamma.*no place"):
         FromViT(str(path))(model)
+    saved(path, vit(in_chans=1))
+    with pytest.raises(ValueError, match="number of channels is 3 here and 1 in"):
+        FromViT(str(path))(model)
+    saved(path, vit(qkv_bias=False))
+    with pytest.raises(ValueError, match=r"vit\.safetensors has nothing for blocks\.0\.attention\.qkv\.bias"):
+        FromViT(str(path))(model)
     saved(path, timm.create_model("resnet10t"))
     with pytest.raises(ValueError, match=r"nothing is called patch_embed"):
         FromViT(str(path))(model)
