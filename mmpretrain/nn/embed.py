@@ -223,13 +223,14 @@ class PatchEmbedder(nn.Module):
                 x_ND = (x_ND.view(len(grids), -1, self.width) + self.positions).flatten(0, 1)
             else:
                 x_ND = x_ND + self._positions(self.positions, grids, keep_N, device)
+        # under autocast the projected patches may be bf16; the token is fp32, and so are the states then
         prefix_1D = self.class_token if self.class_position is None else self.class_token + self.class_position
         layout = Layout(tuple(n + 1 for n in patches.lengths))
         if layout.uniform:
             x_BVD = x_ND.view(layout.size, -1, self.width)
-            x_ND = torch.cat([prefix_1D.to(x_ND.dtype).expand(layout.size, 1, -1), x_BVD], dim=1).flatten(0, 1)
+            x_ND = torch.cat([prefix_1D.expand(layout.size, 1, -1), x_BVD], dim=1).flatten(0, 1)
         else:
-            x_ND = torch.cat([prefix_1D.to(x_ND.dtype), x_ND]).index_select(0, with_prefix(layout).to(device))
+            x_ND = torch.cat([prefix_1D, x_ND]).index_select(0, with_prefix(layout).to(device))
         return Ragged(self.dropout(x_ND), layout)
 
     def _project(self, image: Pixels, grids: tuple[tuple[int, int], ...], keep_N: Tensor | None) -> Tensor:

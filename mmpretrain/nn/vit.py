@@ -245,4 +245,5 @@ def _padded_index(grids: tuple[tuple[int, int], ...], grid: int, device: torch.d
     for own, (rows, columns) in zip(index, grids, strict=True):
         size = 1 + rows * columns
         own[:size, :size] = relative(rows, columns, grid)
-    return torch.from_numpy(index).to(device)
+    with torch.inference_mode(False):  # what is kept must serve training too
+        return torch.from_numpy(index).to(device)

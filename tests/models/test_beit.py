@@ -130,6 +130,25 @@ def test_what_stands_for_a_picture() -> None:
     torch.testing.assert_close(mean(square).pooled_BD, mean(square).image.x_ND.view(2, 16, 32).mean(1))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_trains_after_an_evaluation_in_inference_mode(form: str) -> None:
+    """The table of pairs is kept between batches."""
+    model, whole = beit(**FORMS[form]), batch(((8, 24), (24, 8), (16, 24)))  # sizes that no other test has
+    with torch.inference_mode():
+        model(whole)
+    model(whole).pooled_BD.sum().backward()
+
+
+@pytest.mark.parametrize("sizes", [((32, 32), (32, 32)), ((32, 32), (8, 16))])
+def test_states_are_fp32_under_autocast_also_without_layer_scale(sizes: tuple) -> None:
+    model, seen = beit(layer_scale=None), []
+    for block in model.blocks():
+        block.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(batch(sizes))
+    assert set(seen) == {torch.float32} and out.pooled_BD.dtype == torch.float32
+
+
 def test_initialisation() -> None:
     torch.manual_seed(0)
     stack = VisionTransformer(64, 4, 4, grid=4)
