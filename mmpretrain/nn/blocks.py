@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
     Args:
         width: of the states.
-        depth: number of blocks.
+        depth: number of blocks, at least 1.
         heads: must divide ``width``.
         mlp_ratio: hidden width of the MLP over ``width``.
         activation: ``gelu`` or ``quick_gelu``.
@@ -130,6 +130,8 @@ class Transformer(nn.Module):
             raise ValueError(f"norm={norm!r}; choose pre or post")
         if attention not in BACKENDS:
             raise ValueError(f"attention={attention!r}; choose one of {', '.join(BACKENDS)}")
+        if depth < 1:
+            raise ValueError(f"depth={depth} of a transformer must be at least 1")
         self.width, self.depth, self.heads, self.hidden = width, depth, heads, round(width * mlp_ratio)
         self.activation, self.eps, self.dropout, self.causal, self.attention = activation, eps, dropout, causal, attention
         self.attention_dropout = attention_dropout

@@ -174,6 +174,7 @@ def test_meta_built_model_initialises_like_a_built_one() -> None:
         ({"attention": "fast"}, "attention"),
         ({"activation": "relu6"}, "activation"),
         ({"init": "he"}, "init"),
+        ({"depth": 0}, "depth=0"),
     ],
 )
 def test_mistakes_are_named(arguments: dict, message: str) -> None:
