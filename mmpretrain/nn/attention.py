@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmpretrain.nn.dropout import dropout as drop
 from mmpretrain.nn.layers import Init, Linear
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 
 BACKENDS = ("auto", "sdpa", "varlen", "eager")
@@ -83,9 +84,9 @@ def plan(
     if backend == "varlen" and (mask is not None or dropping or biased):
         whats = {"a mask of query and key pairs": mask is not None, "attention_dropout in training": dropping, "a bias of scores": biased}
         what = next(name for name, there in whats.items() if there)
-        raise ValueError(f"attention=varlen cannot do {what}: use auto, which takes sdpa for it")
+        raise Misfit(f"attention=varlen cannot do {what}: use auto, which takes sdpa for it")
     if backend == "varlen" and not can:
-        raise ValueError(f"attention=varlen needs CUDA, fp16 or bf16 and torch.nn.attention.varlen; got {device}, {dtype}: use auto")
+        raise Misfit(f"attention=varlen needs CUDA, fp16 or bf16 and torch.nn.attention.varlen; got {device}, {dtype}: use auto")
     chosen = ("varlen" if can and mask is None and not dropping and not biased else "sdpa") if backend == "auto" else backend
     if chosen == "varlen":
         one_B1 = torch.arange(layout.size + 1, dtype=torch.int32, device=device)

@@ -256,7 +256,7 @@ class PatchEmbedder(nn.Module):
             raise ValueError("patches are masked, and the model has no embedding for them: set mask_token: true of its PatchEmbedder")
         if self.training and self.patch_limit > 0:
             limit = f"patch_limit={self.patch_limit} drops patches at random"
-            raise ValueError(f"{limit}, masked ones too, which are to be predicted: set patch_limit: -1 of the PatchEmbedder")
+            raise Misfit(f"{limit}, masked ones too, which are to be predicted: set patch_limit: -1 of the PatchEmbedder")
         if masked_N.shape != x_ND.shape[:1]:
             raise ValueError(f"image.masked_N must have one flag for each of {x_ND.shape[0]} patches, got {tuple(masked_N.shape)}")
         return torch.where(masked_N[:, None], self.mask_token.to(x_ND.dtype), x_ND)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmpretrain.nn.boxes import box_code, code_width, iou
 from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.layers import Embedding, Init, LayerNorm, Linear, fill
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged, join
 from mmpretrain.types import RegionBatch
 
@@ -62,10 +63,10 @@ def _given(regions: RegionBatch) -> Tensor:
     whole_BF, features_NF = regions.global_BF, regions.features_NF
     if whole_BF is None:
         lack = "global_from=given, and the regions have no feature of the whole picture (global_feature of KEY.regions.npz)"
-        raise ValueError(f"{lack}: make regions that have one, or set global_from: mean")
+        raise Misfit(f"{lack}: make regions that have one, or set global_from: mean")
     if whole_BF.shape[1] != features_NF.shape[1]:
         widths = f"{whole_BF.shape[1]} values, those of the regions {features_NF.shape[1]}"
-        raise ValueError(f"global_from=given: the feature of the whole picture has {widths}; set global_from: mean")
+        raise Misfit(f"global_from=given: the feature of the whole picture has {widths}; set global_from: mean")
     return whole_BF.to(features_NF.dtype)
 
 

@@ -19,6 +19,7 @@ from mmpretrain.nn.attention import BACKENDS, Attention, Plan, kernel_dtype, pla
 from mmpretrain.nn.blocks import MLP, block_inits
 from mmpretrain.nn.grids import relative
 from mmpretrain.nn.layers import Init, LayerNorm, fill, fill_bias
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged
 
 RelativeKind = Literal["shared", "block", "none"]
@@ -211,7 +212,7 @@ class VisionTransformer(nn.Module):
             picture = f"a picture of {rows} x {columns} patches"
             if max(rows, columns) > self.grid:
                 known = f"the relative positions of {self.grid} x {self.grid}"
-                raise ValueError(f"{picture} is larger than {known}: take smaller pictures (data.image.size) or a larger grid")
+                raise Misfit(f"{picture} is larger than {known}: take smaller pictures (data.image.size) or a larger grid")
             if length != rows * columns + 1:
                 raise ValueError(f"relative positions need a class token and all patches; {picture} has {length} tokens")
         return _padded_index(grids[:1] if len(set(grids)) == 1 else grids, self.grid, device)

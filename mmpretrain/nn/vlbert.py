@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmpretrain.nn.boxes import box_code
 from mmpretrain.nn.dropout import Dropout
 from mmpretrain.nn.layers import Embedding, Init, LayerNorm, Linear, fill
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout, Ragged, join
 from mmpretrain.types import RegionBatch, Text
 
@@ -169,7 +170,8 @@ class VLBERTEmbedder(nn.Module):
         lengths = text.lengths if text is not None else (0,) * len(objects.lengths)
         if max(lengths) + 2 > self.positions.num_embeddings or (text is not None and min(lengths) < 1):
             known = self.positions.num_embeddings
-            raise ValueError(f"texts must have 1 to {known - 2} tokens ({known} positions, two are the objects' and [END]'s)")
+            why = f"{known} positions, two are the objects' and [END]'s"
+            raise Misfit(f"texts must have 1 to {known - 2} tokens ({why}): lower data.max_tokens")
         device, count = self.words.weight.device, len(lengths)
         visual_BD, tail = self.text_norm(self.text_visual).expand(count, -1), None
         if objects is not None:

@@ -8,6 +8,7 @@ from mmpretrain.models.beit import BEiT
 from mmpretrain.nn.attention import plan
 from mmpretrain.nn.embed import PatchEmbedder
 from mmpretrain.nn.grids import relative
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.nn.vit import RelativeBias, VisionTransformer
 from mmpretrain.objectives.mim import CodeHead
@@ -173,7 +174,7 @@ def test_spec_blocks_and_mistakes() -> None:
         model(batch(), "paired")
     with pytest.raises(ValueError, match="BEiT reads pictures alone, and the batch has none"):
         model(batch()._replace(image=None))
-    with pytest.raises(ValueError, match="5 x 4 patches is larger than the relative positions of 4 x 4"):
+    with pytest.raises(Misfit, match="5 x 4 patches is larger than the relative positions of 4 x 4"):
         model(batch(((40, 32),)))
     image, bare = PatchEmbedder(32, 8, 4, patch_limit=6), PatchEmbedder(32, 8, 4, positions=False)
     plain = VisionTransformer(32, 1, 4, grid=4, relative="none")

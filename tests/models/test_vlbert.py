@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmpretrain.models.vlbert import VLBERT
 from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.heads import VocabularyHead
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Ragged
 from mmpretrain.nn.region_heads import RegionHead
 from mmpretrain.nn.vlbert import VLBERTEmbedder, mean_of_kept, with_picture
@@ -248,7 +249,7 @@ def test_spec_birth_on_meta_and_mistakes() -> None:
     assert born.embed.object_norm.weight.abs().max() == 0 == born.embed.mask_visual.abs().max()
     with pytest.raises(ValueError, match="features of 5 values, the model takes 12"):
         m(inputs._replace(regions=inputs.regions._replace(features_NF=torch.zeros(9, 5))))
-    with pytest.raises(ValueError, match="1 to 14 tokens"):
+    with pytest.raises(Misfit, match=r"1 to 14 tokens .*: lower data.max_tokens"):
         m(inputs._replace(text=Text(torch.full((3, 15), 5), (15, 2, 2))))
     with pytest.raises(ValueError, match="text, regions or both"):
         m(inputs._replace(text=None, regions=None))

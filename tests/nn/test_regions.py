@@ -8,6 +8,7 @@ from helpers.region_batches import region_batch
 from helpers.tiny import shake
 
 from mmpretrain.nn.boxes import iou
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Layout
 from mmpretrain.nn.regions import RegionEmbedder, with_global
 from mmpretrain.types import RegionBatch
@@ -130,9 +131,9 @@ def test_the_given_feature_of_the_whole_picture() -> None:
         for i, start in enumerate(got.layout.starts[:-1]):
             whole = sums(module, whole_BF[i], torch.tensor([0.0, 0, 1, 1, 1]), torch.zeros(WIDTH))
             torch.testing.assert_close(got.x_ND[int(start)], whole, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"no feature of the whole picture \(global_feature of KEY.regions.npz\).*set global_from: mean"):
+    with pytest.raises(Misfit, match=r"no feature of the whole picture \(global_feature of KEY.regions.npz\).*set global_from: mean"):
         module(regions)
-    with pytest.raises(ValueError, match="has 3 values, those of the regions 12"):
+    with pytest.raises(Misfit, match="has 3 values, those of the regions 12"):
         module(regions._replace(global_BF=whole_BF[:, :3]))
     module.global_from = "mean"  # what is given is not read
     assert torch.equal(module(regions._replace(global_BF=whole_BF))[0].x_ND, module(regions)[0].x_ND)

@@ -12,6 +12,7 @@ from mmpretrain.models.vilt import ViLT
 from mmpretrain.nn.blocks import Transformer
 from mmpretrain.nn.embed import PatchEmbedder, TextEmbedder
 from mmpretrain.nn.layers import LayerNorm
+from mmpretrain.nn.misfit import Misfit
 from mmpretrain.nn.ragged import Ragged
 from mmpretrain.objectives.itm import ITM
 from mmpretrain.objectives.mim import MIM
@@ -161,7 +162,7 @@ def test_sampled_patches_are_refused() -> None:
     model = vilt(patch_limit=6)
     corrupted = mim(model).corrupt(told(batch()), {})
     assert model(corrupted).image.layout.lengths == (17, 9, 7, 13)  # evaluation takes all
-    with pytest.raises(ValueError, match=r"patch_limit=6 drops patches at random, masked ones too.* set patch_limit: -1"):
+    with pytest.raises(Misfit, match=r"patch_limit=6 drops patches at random, masked ones too.* set patch_limit: -1"):
         model.train()(corrupted)
 
 
