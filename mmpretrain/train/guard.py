@@ -90,18 +90,22 @@ class StepGuard:
         self.in_a_row = self.logged = 0
         self.wants_rollback = False
         self.pending: deque[Verdict] = deque()
-        self._before: list[tuple[Tensor, Tensor]] = []  # running statistics of norms, and what they were before the step
+        self._before: list[tuple[Tensor, Tensor]] = []  # buffers, and what they were before the step
+        self._left_out: Tensor | None = None  # bool, whether the step is left out
 
     def keep(self, root: nn.Module) -> None:
-        """Before the forward of a step that may be skipped: remember what it changes at once, the running statistics of norms."""
+        """Before the forward of a step that may be skipped: remember what the optimiser does not move, its buffers (running statistics of
+        norms, vectors of a codebook)."""
         if "skip" in (self.on_nonfinite, self.on_spike):
-            norms = (module for module in root.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-            self._before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+            self._before = [(buffer, buffer.clone()) for buffer in root.buffers()]
 
-    def _put_back(self, left_out: Tensor) -> None:
-        """The running statistics as they were, where the step is left out."""
-        for buffer, before in self._before:
-            buffer.copy_(torch.where(left_out, before, buffer))
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """At the end of a step: its buffers as they were, where it is left out."""
+        if self._left_out is not None:
+            for buffer, before in self._before:
+                buffer.copy_(torch.where(self._left_out, before, buffer))
+        self._before, self._left_out = [], None
 
     def passes(self, trainer: Any, optimizer: Any, batches: Sequence[Batch], result: Any, norm: Tensor, scaled: bool) -> bool:
         """Whether the optimiser may move. Every rank must call it, once per step, and gets the same answer.
@@ -129,13 +133,13 @@ class StepGuard:
             leave_out = facts_3[2] > 0
             leave_out = leave_out | spike if self.on_spike == "skip" else leave_out
             optimizer.found_inf = leave_out.float()
-            self._put_back(leave_out)
+            self._left_out = leave_out
             self.pending.append(_on_its_way(verdict))
             self.settle(trainer, DELAY)
             return True
         passed = self._act(trainer, verdict)
         if not passed:
-            self._put_back(torch.ones((), dtype=torch.bool, device=norm.device))
+            self._left_out = torch.ones((), dtype=torch.bool, device=norm.device)
         return passed
 
     def settle(self, trainer: Any, older_than: int = 0) -> None:

@@ -237,12 +237,11 @@ class Pretrain(EvaluatedModule):
         plan = plan_of(self.backward_plan, self.adversarial, self.trainer.precision_plugin)
         self._result = plan(self.root, batches, self.tasks(step, batches[0].source), self._backward, self.reduction)
         optimizer.step()  # on_before_optimizer_step guards and clips
-        if self.guard.wants_rollback:
-            self.guard.wants_rollback = False
-            self.roll_back(self.trainer, self)
+        self._result = self._result._replace(stats={**self._result.stats, **self.root.after_step()})
+        self.guard.put_back()  # behind what objectives changed
+        self.roll_back(self.trainer, self)
         self.lr_schedulers().observe(self._result.loss, self._result.finite_K.all())
         self.lr_schedulers().step()
-        self._result = self._result._replace(stats={**self._result.stats, **self.root.after_step()})
         if self.ema is not None:
             self.ema.update(self.trainer.global_step)
         self.meter.add_step(self._result)
@@ -271,9 +270,7 @@ class Pretrain(EvaluatedModule):
     def settle(self) -> None:
         """Before a save: act on what the guard knows but has not read yet."""
         self.guard.settle(self.trainer)
-        if self.guard.wants_rollback:
-            self.guard.wants_rollback = False
-            self.roll_back(self.trainer, self)
+        self.roll_back(self.trainer, self)
 
     def tokens(self, batches: Sequence[Batch]) -> int:
         """Real tokens of micro-batches."""

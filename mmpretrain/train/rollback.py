@@ -29,11 +29,14 @@ class RollBack:
         self.times = 0
 
     def __call__(self, trainer: Any, module: Any) -> None:
-        """Restore. Every rank must call it.
+        """Restore, where the guard asks for it. Every rank must call it.
 
         Raises:
             NonFiniteStep: there is no checkpoint, or the same one was restored three times.
         """
+        if not module.guard.wants_rollback:
+            return
+        module.guard.wants_rollback = False
         keeper = next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)
         try:
             if keeper is None:

@@ -108,6 +108,22 @@ def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path, mo
     assert all(torch.isfinite(value).all() for value in weights(made).values()) and made.root.model.running.num_batches_tracked == 14
 
 
+class Moving(Poison):
+    """Moves a buffer of the model after each step, as the vectors of a codebook are moved."""
+
+    def after_step(self, model: torch.nn.Module) -> None:
+        model.vectors += 1
+
+
+@pytest.mark.parametrize(("policy", "like"), [("skip", 5), ("rollback", 4)])
+def test_what_objectives_move_after_a_bad_step_is_put_back_too(tmp_path: Path, policy: str, like: int) -> None:
+    made, saved = module(Moving("s43", view="match"), on_nonfinite=policy), {}
+    made.root.model.register_buffer("vectors", torch.zeros(2))
+    made.on_train_batch_start = lambda *_: saved.setdefault(made.trainer.global_step, weights(made))
+    fit(tmp_path, made, 8)
+    assert equal(saved[6], saved[like]) and saved[like]["model.vectors"][0] == like and weights(made)["model.vectors"][0] == like + 2
+
+
 @pytest.mark.fault(50)
 def test_rollback_restores_the_last_good_checkpoint_and_the_data_go_on(tmp_path: Path) -> None:
     saved, seen = {}, []
