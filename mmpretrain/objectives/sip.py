@@ -27,15 +27,18 @@ class SIPPreparer(NamedTuple):
         if text is None or text.second is not None:
             lack = "no text" if text is None else "a pair already; set data.tags: null"
             raise Misfit(f"SIP: sample {example.key!r} has {lack}")
-        own = [caption for caption in captions if caption != text.text]
-        if not own or not example.matched or "caption_index" not in example.meta:
+        if not example.matched or "caption_index" not in example.meta:
+            return Swap(LEFT_OUT)
+        ids = [draw.tokenize(caption).ids for caption in captions]  # captions that read alike to the model are the same
+        own = [caption for caption, found in zip(captions, ids, strict=True) if found != text.ids]
+        if not own:
             return Swap(LEFT_OUT)
         generator = draw.generator("sip")
         if generator.integers(2):
             return Swap(MATCHED, text=draw.tokenize(text.text, own[int(generator.integers(len(own)))]))
         for k in range(TRIES):
             key, other = draw.other_text(k)
-            if key != example.key and other.text not in captions:
+            if key != example.key and other.ids not in ids:
                 return Swap(KINDS.index("other"), text=draw.tokenize(text.text, other.text))
         raise Misfit(f"SIP: {TRIES} draws gave no caption that {example.key!r} does not have; the data need more captions")
 

@@ -12,6 +12,7 @@ from helpers.pairs import PairDrawer, PairStack, Told, batch_of, example
 
 from mmpretrain.objectives.mlm import MLM
 from mmpretrain.objectives.sip import KINDS, SIP
+from mmpretrain.objectives.text_contrast import LEFT_OUT
 
 TOLD = [Told(tuple(f"caption {j} of {i}" for j in range(5))) for i in range(30)]
 
@@ -42,6 +43,24 @@ def test_half_of_the_second_captions_are_true():
             seconds[own.captions.index(swap.text.second)] += 1
     counts = np.array([seconds[j] for j in (0, 1, 3, 4)])
     assert ((counts - true / 4) ** 2 / (true / 4)).sum() < 20
+
+
+class Small(PairDrawer):
+    """With a tokenizer that knows no capitals."""
+
+    def tokenize(self, text, second=None):
+        return super().tokenize(text.lower(), second and second.lower())._replace(text=text, second=second)
+
+    def other_text(self, k):
+        key, found = super().other_text(k)
+        return key, self.tokenize(found.text)
+
+
+def test_captions_that_read_alike_are_the_same():
+    told = [Told(("a dog", "A Dog", "two cats")), Told(("a DOG", "Two cats")), Told(("a red bus", "A Dog"))]
+    swaps = [SIP().preparer().prepare(example(0, told[0]), Small(i, told, own=0)) for i in range(200)]
+    assert {(KINDS[swap.kind], swap.text.second) for swap in swaps} == {("matched", "two cats"), ("other", "a red bus")}
+    assert SIP().preparer().prepare(example(0, Told(("a dog", "A Dog"))), Small(0, told)).kind == LEFT_OUT
 
 
 def test_batch_and_polarity():
