@@ -27,6 +27,7 @@ class Objective(nn.Module, ABC):
 
     kind: ClassVar[str]  # the kind of hidden states it reads
     perturbed: ClassVar[bool] = True  # adversarial training scores it on perturbed inputs; False: on clean ones alone
+    exchanges: ClassVar[bool] = False  # puts other pictures or texts to samples, and labels them by that: once in a view
 
     def __init__(
         self,

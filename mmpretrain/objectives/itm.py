@@ -186,6 +186,7 @@ class ITM(Objective):
     """
 
     kind: ClassVar[str] = "fused"
+    exchanges: ClassVar[bool] = True
 
     def __init__(
         self,

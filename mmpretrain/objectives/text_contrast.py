@@ -47,6 +47,7 @@ class TextContrast(Objective):
     """
 
     kind: ClassVar[str] = "fused"
+    exchanges: ClassVar[bool] = True
 
     def __init__(self, kinds: tuple[str, ...], head_std: float, **common: Any) -> None:
         super().__init__(**common)

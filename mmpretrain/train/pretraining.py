@@ -44,7 +44,8 @@ def group_views(objectives: Mapping[str, Objective]) -> dict[str, View]:
     """The views of a recipe, in order.
 
     Raises:
-        ValueError: objectives of one view differ in ``kind`` or ``after``, or ``after`` names no earlier view.
+        ValueError: objectives of one view differ in ``kind`` or ``after``, or two of them exchange pictures or texts, so that the label of
+            one says nothing of what the other did; or ``after`` names no earlier view.
     """
     views: dict[str, View] = {}
     for name, objective in objectives.items():
@@ -58,8 +59,17 @@ def group_views(objectives: Mapping[str, Objective]) -> dict[str, View]:
             first = known.names[0]
             shared = f"objectives {first!r} and {name!r} share the view {objective.view!r}"
             raise ValueError(f"{shared} but differ in kind or after: give {name!r} its own view")
+        if others := [one for one in known.names if _exchange_alike(objectives[one], objective)]:
+            both = f"objectives {others[0]!r} and {name!r} both exchange pictures or texts of samples"
+            raise ValueError(f"{both} in the view {objective.view!r}: give {name!r} its own view")
         views[objective.view] = known._replace(names=(*known.names, name))
     return views
+
+
+def _exchange_alike(one: Objective, other: Objective) -> bool:
+    """Whether both exchange parts of the same samples."""
+    share = one.sources is None or other.sources is None or bool(set(one.sources) & set(other.sources))
+    return share and one.exchanges and other.exchanges
 
 
 class Pretraining(nn.Module):

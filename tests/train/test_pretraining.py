@@ -8,6 +8,10 @@ import pytest
 import torch
 from train.fakes import VOCABULARY, FakeMatch, FakeMLM, FakeModel, States, sample_batch
 
+from mmpretrain.objectives.itm import ITM
+from mmpretrain.objectives.mlm import MLM
+from mmpretrain.objectives.sip import SIP
+from mmpretrain.objectives.tags import TagContrast
 from mmpretrain.train.pretraining import Pretraining, assert_tied, group_views, materialise, ties
 from mmpretrain.train.tasks import tasks
 from mmpretrain.types import Batch, RegionBatch
@@ -92,6 +96,15 @@ def test_impossible_recipes_are_refused(objectives: dict[str, Any], message: str
     with pytest.raises(ValueError, match=message):
         Pretraining(FakeModel(), objectives)
     assert group_views({"a": FakeMatch()})["main"].names == ("a",)
+
+
+def test_a_view_has_one_objective_that_exchanges_pictures_or_texts() -> None:
+    """With two, a pair that one calls true may have the picture that the other put there."""
+    with pytest.raises(ValueError, match="'sip' and 'itm' both exchange pictures or texts of samples in the view 'main'"):
+        group_views({"sip": SIP(), "itm": ITM(view="main")})
+    assert list(group_views({"sip": SIP(), "mlm": MLM(), "itm": ITM()})) == ["main", "itm"]
+    apart = {"tags": TagContrast(sources=("web",)), "itm": ITM(view="main", sources=("books",))}
+    assert group_views(apart)["main"].names == ("tags", "itm")
 
 
 def test_objectives_read_their_sources_alone() -> None:
