@@ -184,6 +184,8 @@ class Pretraining(nn.Module):
         if mode == "corrupt":
             return self.corrupt(batch, names)
         order = self.order(names)
+        if mode == "features":  # what is cached comes first, as in the forward whose dropout is replayed, which had nothing else
+            order = tuple(sorted(order, key=lambda view: not any(can_cache(self.objectives[name]) for name in view.names)))
         if mode == "hidden":
             views: Mapping[str, Batch] = {view.name: batch for view in order}
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
-from train.fakes import VOCABULARY, FakeContrast, FakeMatch, FakeMLM, FakeModel, sample_batch
+from train.fakes import VOCABULARY, FakeContrast, FakeMatch, FakeMLM, FakeModel, States, sample_batch
 from train.runs import build, drift, largest, run
 
 from mmpretrain.train.pretraining import Pretraining
@@ -51,6 +51,24 @@ def test_cached_replays_dropout() -> None:
     torch.manual_seed(5)
     again, _ = gradients(module, cut(1), "cached")
     assert max((once[name] - again[name]).abs().max() for name in once) < 1e-6
+
+
+@pytest.mark.parametrize("others", [["mlm"], ["mlm", "match"], []])
+def test_cached_replays_dropout_wherever_the_objective_stands(others: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views before that of the contrastive objective draw dropout, too, in the second forward alone."""
+    seen: list[torch.Tensor] = []
+
+    def watched(self: FakeContrast, hidden: States, batch: Batch | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(features(self, hidden, batch)[0].detach())
+        return features(self, hidden, batch)
+
+    features = FakeContrast.features
+    monkeypatch.setattr(FakeContrast, "features", watched)
+    before = {"mlm": FakeMLM(), "match": FakeMatch(view="early")}
+    module = Pretraining(FakeModel(0.5), {**{name: before[name] for name in others}, "contrast": FakeContrast(view="match")})
+    module.bind(VOCABULARY)
+    gradients(module, cut(2), "cached")
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
 
 
 def test_cached_without_a_contrastive_objective_is_an_error() -> None:
