@@ -117,7 +117,8 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {name: value for name, value in vars(options).items() if name not in _ASIDE}
     named = [value if isinstance(value, list) else [value] for name, value in chosen.items() if name != "images"]
     paths = [path for values in named for path in values if isinstance(path, Path)]
-    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+    inside = lambda folder: sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    files = [file for path in paths for file in (inside(path) if path.is_dir() else [path]) if file.is_file()]
     stamps = hashlib.sha256(json.dumps([engine.stamp(file) for file in files]).encode()).hexdigest()
     return {"options": json.loads(json.dumps(chosen, default=str)), "files": stamps}
 

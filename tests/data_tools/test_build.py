@@ -122,6 +122,16 @@ def test_other_options_begin_anew(tmp_path, monkeypatch, capsys):
     assert "beginning anew" in capsys.readouterr().err and [one["samples"] for one in made.manifest["shards"]] == [5, 5]
 
 
+def test_a_changed_file_in_a_folder_of_the_source_begins_anew(tmp_path, monkeypatch):
+    put(tmp_path, {"books/deep/a.txt": "old\n"})
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_shards", lambda *_: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            run(tmp_path, "text", "--source", "books")
+    put(tmp_path, {"books/deep/a.txt": "a new one\n"})
+    assert [one.captions for one in run(tmp_path, "text", "--source", "books").samples.values()] == [("a new one",)]
+
+
 @pytest.mark.slow
 def test_killed_for_good_at_any_moment(tmp_path):
     """SIGKILL to the program and its processes after every few shards, until a build comes through."""
