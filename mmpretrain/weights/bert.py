@@ -36,7 +36,7 @@ STACKS = ("joint_blocks", "text_blocks", "transformer")  # in the order in which
 _PAIRS = {"sip": Rows((1, 0)), "tags": Rows((1, 0))}  # kinds of heads; BERT's row 0 means the next sentence, our row 1 a text that belongs
 _WORDS = "embeddings.word_embeddings.weight"
 _TABLES = ("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight")
-_POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta", "camembert")  # position 0 is in the row behind that of padding
+_POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta", "camembert", "data2vec-text")  # position 0 is in the row behind that of padding
 _OTHER_NAMES = (
     ("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"),
     ("cls.predictions.decoder.bias", "cls.predictions.bias"),
@@ -106,14 +106,14 @@ def read_bert(folder: str | Path) -> Bert:
 
 def _tokens(folder: Path) -> dict[str, int] | None:
     """Token -> id of the vocabulary beside the weights."""
-    if (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        return {line: number for number, line in enumerate(lines) if line}
-    if (folder / "tokenizer.json").is_file():
+    if (folder / "tokenizer.json").is_file():  # first, as data.text.tokenizer reads it: vocab.txt lacks what was added
         found = read_json(folder / "tokenizer.json")
         vocab = (found.get("model") or {}).get("vocab")
         added = {one["content"]: one["id"] for one in found.get("added_tokens") or []}
         return {**vocab, **added} if isinstance(vocab, dict) else None
+    if (folder / "vocab.txt").is_file():
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        return {line: number for number, line in enumerate(lines) if line}
     return None
 
 

@@ -10,7 +10,17 @@ import pytest
 import torch
 from helpers import single_stream, tiny, two_streams
 from torch import Tensor, nn
-from transformers import BertConfig, BertForPreTraining, BertModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertModel,
+    Data2VecTextConfig,
+    Data2VecTextForMaskedLM,
+    MPNetConfig,
+    MPNetModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from mmpretrain.methods.transform import Around
 from mmpretrain.models.vlbert import VLBERT
@@ -185,13 +195,16 @@ def test_heads_of_text_pairs_start_as_that_of_the_next_sentence(kind: str, objec
     assert torch.equal(fresh.head.weight, before) and transform.said.endswith(", pooler")
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [(RobertaForMaskedLM, RobertaConfig), (Data2VecTextForMaskedLM, Data2VecTextConfig)], ids=["roberta", "data2vec"]
+)
 @torch.no_grad()
-def test_roberta_positions_begin_behind_padding(tmp_path: Path) -> None:
-    settings = RobertaConfig(
+def test_roberta_positions_begin_behind_padding(kind: type, sizes: type, tmp_path: Path) -> None:
+    settings = sizes(
         vocab_size=60, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, max_position_embeddings=18,
         type_vocab_size=1, layer_norm_eps=1e-12, attn_implementation="eager",
     )  # fmt: skip
-    theirs, model = RobertaForMaskedLM(settings), single_stream.shaken("uniter")
+    theirs, model = kind(settings), single_stream.shaken("uniter")
     saved(tmp_path, theirs)
     mlm = MLM()
     mlm.bind(model.spec, None)
@@ -239,7 +252,7 @@ def test_without_a_vocabulary_rows_are_cut_by_number(tmp_path: Path, caplog: pyt
 
 def test_a_tokenizer_json_is_a_vocabulary(tmp_path: Path) -> None:
     bert = BertModel(config(48, 2, 192, WORDS))
-    saved(tmp_path, bert)
+    saved(tmp_path, bert, TOKENS[:-1])  # vocab.txt lacks what was added
     vocab = {token: n for n, token in enumerate(TOKENS[:-1])}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": [{"content": "[M]", "id": 29}]}))
     model = single_stream.shaken("uniter")
