@@ -109,10 +109,10 @@ def encode_regions(regions: Regions) -> bytes:
         regions: arrays of any numeric type that the schema's type can hold.
 
     Raises:
-        BadSample: arrays that :func:`decode_regions` would refuse.
+        BadSample: arrays that :func:`decode_regions` would refuse, or numbers beyond the schema's type.
     """
     given = {name: value for name, value in regions._asdict().items() if value is not None}
-    arrays = {name: np.ascontiguousarray(given[name], dtype=_TYPES[name]) for name in _TYPES if name in given}
+    arrays = {name: _stored(name, given[name]) for name in _TYPES if name in given}
     _check_shapes({name: array.shape for name, array in arrays.items()})
     checked = _checked(Regions(**arrays))
     buffer = io.BytesIO()
@@ -126,6 +126,15 @@ def encode_regions(regions: Regions) -> bytes:
     if buffer.tell() > MAX_FILE:
         raise BadSample(f"regions of {buffer.tell()} bytes are more than {MAX_FILE}")
     return buffer.getvalue()
+
+
+def _stored(name: str, given: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = np.ascontiguousarray(given, dtype=_TYPES[name])
+    lost = made != given if made.dtype.kind == "i" else np.isinf(made) & np.isfinite(given)
+    if lost.any():
+        raise BadSample(f"regions: {name} hold {np.asarray(given)[lost][0]}, which {made.dtype} does not")
+    return made
 
 
 def _directory(data: bytes) -> dict[str, _Array]:

@@ -101,6 +101,9 @@ def test_the_writer_refuses_what_the_reader_would():
     for changed in ({"boxes": np.full((4, 4), np.nan)}, {"scores": np.zeros(3)}, {"boxes": np.array([[0, 0, 99, 9]] * 4)}):
         with pytest.raises(BadSample):
             encode_regions(made()._replace(**changed))
+    for changed in ({"features": np.full((4, 5), 7e4)}, {"classes": np.full(4, 65536), "class_probs": None}):  # no infinity, no class 0
+        with pytest.raises(BadSample, match=r"hold (70000\.0|65536), which (float|int)16 does not"):
+            encode_regions(made()._replace(**changed))
 
 
 def entries(data: bytes) -> list[int]:
