@@ -9,9 +9,9 @@
     OP         = "=" | "==" | "!=" | "<" | "<=" | ">" | ">=" | "~"
     value      = number | word | 'text' | "text" | true | false | null
 
-A field alone holds where its value is there and neither false, 0, empty nor null. ``~`` asks whether a text holds another (letters of any
-case) or a list holds a value. A comparison with a field that is missing, or of another type, does not hold, whatever its operator. A text
-that is written as a number (tables have no other) is compared with a number as one, and with a value in quotes as text.
+A field alone holds where its value is there and neither false, 0 (also as a text), empty nor null. ``~`` asks whether a text holds another
+(letters of any case) or a list holds a value. A comparison with a field that is missing, or of another type, does not hold, whatever its
+operator. A text that is written as a number (tables have no other) is compared with a number as one, and with a value in quotes as text.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _BRACKETS = ("(", ")", "[", "]", ",")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _WORDS = ("and", "or", "not", "in")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"[+-]?\d{1,99}")
 _DEEPEST = 50
 
 Condition = list[Any]  # ["or", a, b, ...], ["and", ...], ["not", a], ["has", field], ["in", field, values], [operator, field, value]
@@ -65,7 +66,7 @@ def holds(condition: Condition, field: Field) -> bool:
         return not holds(condition[1], field)
     found = field(condition[1])
     if kind == "has":
-        return bool(found)
+        return bool(found if (number := _numeral(found)) is None else number)
     if kind == "in":
         return any(_compare(found, "=", value) for value in condition[2])
     return _compare(found, kind, condition[2])
@@ -83,8 +84,16 @@ def _compare(found: Any, operator: str, wanted: Any) -> bool:
     if isinstance(found, bool) and isinstance(wanted, bool) and operator in ("=", "!="):
         return (found == wanted) == (operator == "=")
     if isinstance(found, str) and _is_number(wanted):
-        return _ordered(float(found), operator, wanted) if _NUMBER.fullmatch(found.strip()) else operator == "!="
+        return operator == "!=" if (number := _numeral(found)) is None else _ordered(number, operator, wanted)
     return isinstance(found, str) and isinstance(wanted, str) and _ordered(found, operator, wanted)
+
+
+def _numeral(value: Any) -> int | float | None:
+    """The number that a text is written as; None: it is none."""
+    text = value.strip() if isinstance(value, str) else ""
+    if _WHOLE.fullmatch(text):  # as it is: a float holds 15 digits
+        return int(text)
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _is_number(value: Any) -> bool:
@@ -186,8 +195,4 @@ class _Parser:
             raise self.error("a value is missing")
         if word in _CONSTANTS:
             return _CONSTANTS[word]
-        if re.fullmatch(r"[+-]?\d+", word):
-            return int(word)
-        if _NUMBER.fullmatch(word):
-            return float(word)
-        return word
+        return word if (number := _numeral(word)) is None else number

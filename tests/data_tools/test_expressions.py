@@ -21,6 +21,8 @@ FACTS = {
     "zero": 0,
     "id": "7",
     "price": "75.50",
+    "none": "0",
+    "tweet": "1234567890123456789",
 }
 
 TRUE = (
@@ -29,7 +31,7 @@ TRUE = (
     "not zero",
     "lang='en'", 'lang="en" and (width<1 or width>1)', "id = 7", "not missing",
     "not missing > 3", "lang >= de", "price > 8", "price = 75.5", "price < 100", "price in [1, 75.5]", "price > '8' or price < '8'",
-    "id = '7'", "id > 6 and id < 10", "lang != 3",
+    "id = '7'", "id > 6 and id < 10", "lang != 3", "id", "not none", "tweet = 1234567890123456789",
 )  # fmt: skip
 FALSE = (
     "missing",
@@ -44,6 +46,7 @@ FALSE = (
     "price > '8'",
     "price = '75.5'",
     "id > 10",
+    "tweet = 1234567890123456788",
 )
 
 
