@@ -86,7 +86,7 @@ def _folder(folder: Path) -> dict[str, Tensor]:
         parts = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise WeightsError(f"{found}: is no index of safetensors files") from None
-    if odd := [part for part in parts if Path(part).name != part or not part.endswith(".safetensors")]:
+    if odd := [part for part in parts if not isinstance(part, str) or Path(part).name != part or not part.endswith(".safetensors")]:
         raise WeightsError(f"{found}: names {odd[0]!r}, which is no safetensors file of this folder")
     state: dict[str, Tensor] = {}
     for part in parts:

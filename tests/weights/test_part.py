@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmpretrain.nn.cnn import ResNet
+from mmpretrain.weights.files import WeightsError, read_state
 from mmpretrain.weights.part import FromFile
 
 
@@ -88,3 +90,10 @@ def test_from_yaml_and_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     module.configure_model()
     found = module.root.model.image.cnn.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize("named", [3, "../model.safetensors", "part.bin"])
+def test_an_index_names_files_of_its_folder_alone(named: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": named}}))
+    with pytest.raises(WeightsError, match="which is no safetensors file of this folder"):
+        read_state(tmp_path)
