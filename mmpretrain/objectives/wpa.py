@@ -17,6 +17,8 @@ from mmpretrain.objectives.precision import full_precision, scalar, wide
 from mmpretrain.objectives.transport import ipot
 from mmpretrain.types import Batch, Score, Spec, Vocabulary
 
+LEAST = 0.025  # of beta: costs go up to 2, and exp(-2 / beta) must be a normal number of fp32
+
 
 class WPA(Objective):
     """Transport distance between words and patches or regions: small for pairs that match, large for those that do not.
@@ -25,7 +27,7 @@ class WPA(Objective):
     for the gradient. Runs in fp32 whatever the precision of the model.
 
     Args:
-        beta: step of IPOT.
+        beta: step of IPOT, at least 0.025: with a smaller one exp(-cost / beta) may be 0 in fp32.
         iterations: outer steps of IPOT, with one inner step each.
         special: the text's first token ([CLS]) and last real token ([SEP]) are words too (UNITER's code); ViLT leaves them out.
         weight, view, after, sources: see ``Objective``. Put it into the view of ITM, whose ``matched_B`` it reads.
@@ -46,8 +48,8 @@ class WPA(Objective):
         sources: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__(weight=weight, view=view, after=after, sources=sources)
-        if beta <= 0 or iterations < 1:
-            raise ValueError(f"WPA: beta={beta} must be positive and iterations={iterations} at least 1")
+        if beta < LEAST or iterations < 1:
+            raise ValueError(f"WPA: beta={beta} must be at least {LEAST} and iterations={iterations} at least 1")
         self.beta, self.iterations, self.special = beta, iterations, special
 
     def bind(self, spec: Spec, vocabulary: Vocabulary | None) -> None:

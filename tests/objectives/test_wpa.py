@@ -8,7 +8,7 @@ from helpers.objectives import batch_of, example, fused, keys, spec
 from mmpretrain.nn.hidden import Fused
 from mmpretrain.nn.ragged import Layout, Ragged
 from mmpretrain.objectives.transport import ipot
-from mmpretrain.objectives.wpa import WPA
+from mmpretrain.objectives.wpa import LEAST, WPA
 from mmpretrain.types import Batch
 
 
@@ -129,9 +129,18 @@ def test_autocast_does_not_change_it():
     assert torch.equal(plain.sum, under.sum) and under.sum.dtype == torch.float32 and plans[0].dtype == torch.float32
 
 
+def test_the_smallest_step_has_a_plan_for_the_largest_costs():
+    cost = 2 * torch.tensor([[[0.0, 1, 1], [1, 1, 0], [1, 1, 1]]])  # a row and a column of nothing but the largest
+    rows = columns = torch.ones(1, 3, dtype=torch.bool)
+    plan = ipot(cost, rows, columns, LEAST)
+    assert plan.isfinite().all() and plan.sum() == pytest.approx(1)
+    assert not ipot(cost, rows, columns, 0.01).isfinite().all()
+
+
 def test_clear_errors():
-    with pytest.raises(ValueError, match="beta"):
-        WPA(beta=0)
+    for beta in (0, 0.01):
+        with pytest.raises(ValueError, match="beta"):
+            WPA(beta=beta)
     with pytest.raises(ValueError, match="view of ITM"):
         WPA()(fused(LENGTHS, PATCHES), matched_batch([True] * 4)._replace(matched_B=None))
     with pytest.raises(ValueError, match="text and image"):
