@@ -54,6 +54,13 @@ class Plan(NamedTuple):
         return self.groups or (self,)
 
 
+def runs_varlen(device: torch.device, dtype: torch.dtype, head: int) -> bool:
+    """Whether the variable-length kernel, which is flash attention, takes heads of ``head`` values there. It pads none, as sdpa does."""
+    if not _HAS_VARLEN or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return head % 8 == 0 and head <= 256 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def plan(
     layout: Layout,
     device: torch.device,
@@ -64,21 +71,23 @@ def plan(
     dropping: bool = False,
     width: int = 0,
     biased: bool = False,
+    head: int = 64,
 ) -> Plan:
     """Tables of one forward.
 
     Args:
-        dtype: of queries and keys as the kernel will see them (the varlen kernel takes fp16 and bf16 only).
+        dtype: of queries and keys as the kernel will see them.
         mask: bool (B, max_len, max_len) over the padded grid: query row i may look at key column j. Padding and causality are added to it;
             every token must be left at least one key.
         dropping: attention probabilities are dropped in this forward.
         width: of queries and keys, all heads together, by which groups are worth their calls; 0: never make groups.
         biased: ``bias_BHLL`` will be put into it.
+        head: values of a head, see ``runs_varlen``.
 
     Raises:
         ValueError: varlen was asked for where it cannot run, or the mask has another shape or type, or a causal plan is biased.
     """
-    can = _HAS_VARLEN and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    can = runs_varlen(device, dtype, head)
     if biased and causal:
         raise ValueError("attention with a bias of its scores cannot be causal")
     if backend == "varlen" and (mask is not None or dropping or biased):
@@ -86,7 +95,8 @@ def plan(
         what = next(name for name, there in whats.items() if there)
         raise Misfit(f"attention=varlen cannot do {what}: use auto, which takes sdpa for it")
     if backend == "varlen" and not can:
-        raise Misfit(f"attention=varlen needs CUDA, fp16 or bf16 and torch.nn.attention.varlen; got {device}, {dtype}: use auto")
+        needs = "CUDA on Ampere or newer, fp16 or bf16, heads of a multiple of 8 values up to 256, and torch.nn.attention.varlen"
+        raise Misfit(f"attention=varlen needs {needs}; got {device}, {dtype}, heads of {head}: use auto")
     chosen = ("varlen" if can and mask is None and not dropping and not biased else "sdpa") if backend == "auto" else backend
     if chosen == "varlen":
         one_B1 = torch.arange(layout.size + 1, dtype=torch.int32, device=device)

@@ -156,7 +156,8 @@ class Transformer(nn.Module):
         """
         device = x.x_ND.device
         dropping = self.training and self.attention_dropout > 0
-        table = plan(x.layout, device, self.attention, self.causal, kernel_dtype(x.x_ND), mask, dropping, self.width)
+        dtype, head = kernel_dtype(x.x_ND), self.width // self.heads
+        table = plan(x.layout, device, self.attention, self.causal, dtype, mask, dropping, self.width, head=head)
         keep_B = None if only is None else self._rows(x.layout, only, device)
         h_ND = x.x_ND
         for i, block in enumerate(self.blocks):

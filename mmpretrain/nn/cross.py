@@ -49,12 +49,11 @@ def _varlen(q_NF: Tensor, kv_NF: Tensor, queries: Plan, keys: Plan, heads: int) 
     return y.flatten(1)
 
 
-def plans(text: Ragged, image: Ragged, attention: str, dropping: bool) -> tuple[Plan, Plan]:
+def plans(text: Ragged, image: Ragged, attention: str, dropping: bool, head: int = 64) -> tuple[Plan, Plan]:
     """The plans of two streams, of one backend.
 
     Args:
-        attention: ``auto``, ``sdpa``, ``varlen`` or ``eager``.
-        dropping: attention probabilities are dropped in this forward.
+        attention, dropping, head: see ``plan``; ``attention`` is its backend.
 
     Raises:
         ValueError: the streams have different numbers of samples, or varlen was asked for where it cannot run.
@@ -62,7 +61,7 @@ def plans(text: Ragged, image: Ragged, attention: str, dropping: bool) -> tuple[
     if text.layout.size != image.layout.size:
         raise ValueError(f"the two streams must show the same samples, got {text.layout.size} texts and {image.layout.size} images")
     device, dtype = text.x_ND.device, kernel_dtype(text.x_ND)
-    made = [plan(x.layout, device, attention, dtype=dtype, dropping=dropping) for x in (text, image)]
+    made = [plan(x.layout, device, attention, dtype=dtype, dropping=dropping, head=head) for x in (text, image)]
     return made[0], made[1]
 
 
@@ -196,7 +195,7 @@ class CoAttention(nn.Module):
 
     def plans(self, text: Ragged, image: Ragged) -> tuple[Plan, Plan]:
         """The plans that every block of this stack takes."""
-        return plans(text, image, self.attention, self.training and self.attention_dropout > 0)
+        return plans(text, image, self.attention, self.training and self.attention_dropout > 0, self.width // self.heads)
 
 
 class CrossLayer(nn.Module):
@@ -291,7 +290,7 @@ class CrossLayers(nn.Module):
         Args:
             first: the state of the first token of each text is all that is wanted: (B, D) at less cost, and no image.
         """
-        tables = plans(text, image, self.attention, self.training and self.attention_dropout > 0)
+        tables = plans(text, image, self.attention, self.training and self.attention_dropout > 0, self.width // self.heads)
         keep_B = text.layout.first_B(text.x_ND.device) if first else None
         text_ND, image_ND = text.x_ND, image.x_ND
         for block in self.blocks[:-1]:

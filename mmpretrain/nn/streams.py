@@ -80,7 +80,8 @@ class TwoStreams:
     @staticmethod
     def _plan(stack: Transformer, x: Ragged) -> Plan:
         dropping = stack.training and stack.attention_dropout > 0
-        return plan(x.layout, x.x_ND.device, stack.attention, dtype=kernel_dtype(x.x_ND), dropping=dropping, width=stack.width)
+        dtype, head = kernel_dtype(x.x_ND), stack.width // stack.heads
+        return plan(x.layout, x.x_ND.device, stack.attention, dtype=dtype, dropping=dropping, width=stack.width, head=head)
 
     @staticmethod
     def _through(block: nn.Module, x: Ragged, table: Plan, first: bool) -> Ragged:

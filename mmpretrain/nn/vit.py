@@ -197,7 +197,8 @@ class VisionTransformer(nn.Module):
             ValueError: a picture has more patches on a side than relative positions are known of, or lacks some; there are no keys.
         """
         device, biased = x.x_ND.device, self.kind != "none"
-        table = plan(x.layout, device, self.attention, dtype=kernel_dtype(x.x_ND), width=self.width, biased=biased)
+        dtype, head = kernel_dtype(x.x_ND), self.width // self.form.heads
+        table = plan(x.layout, device, self.attention, dtype=dtype, width=self.width, biased=biased, head=head)
         index_BLL = self._index(x.layout, grids, device) if biased else None
         if self.relative is not None and index_BLL is not None:
             table, index_BLL = table._replace(bias_BHLL=self.relative(index_BLL)), None

@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from mmpretrain.nn import attention as attention_module
 from mmpretrain.nn.attention import plan
 from mmpretrain.nn.blocks import Transformer
+from mmpretrain.nn.cross import CoAttention, CrossLayers
 from mmpretrain.nn.layers import LayerNorm
 from mmpretrain.nn.ragged import Layout, Ragged
+from mmpretrain.nn.streams import TwoStreams
+from mmpretrain.nn.vit import VisionTransformer
 
 LENGTHS = (5, 1, 9, 3)
 CASES = [{"causal": c, "norm": n, "activation": a} for c in (False, True) for n, a in (("pre", "gelu"), ("post", "quick_gelu"))]
@@ -180,6 +183,38 @@ def test_meta_built_model_initialises_like_a_built_one() -> None:
 def test_mistakes_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Transformer(**{"width": 16, "depth": 1, "heads": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head", "runs"),
+    [
+        ((8, 0), torch.bfloat16, 64, True),
+        ((9, 0), torch.float16, 256, True),
+        ((7, 5), torch.float16, 64, False),  # Turing
+        ((8, 0), torch.bfloat16, 12, False),
+        ((8, 0), torch.bfloat16, 264, False),
+        ((8, 0), torch.float32, 64, False),
+    ],
+)
+def test_where_the_variable_length_kernel_runs(
+    capability: tuple[int, int], dtype: torch.dtype, head: int, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert attention_module.runs_varlen(torch.device("cuda"), dtype, head) is runs
+    assert not attention_module.runs_varlen(torch.device("cpu"), dtype, head)
+
+
+def test_every_stack_tells_the_width_of_its_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(attention_module, "runs_varlen", lambda device, dtype, head: bool(asked.append(head)))
+    x, y = (Ragged(torch.randn(5, 24), Layout((2, 3))) for _ in range(2))
+    Transformer(24, 1, 2)(x)
+    VisionTransformer(24, 1, 3, relative="none")(x, ((1, 1), (1, 2)))
+    CrossLayers(24, 1, 4)(x, y)
+    CoAttention(24, 24, 20, 1, 4).plans(x, y)
+    stack, other = Transformer(24, 1, 1), Transformer(24, 1, 12)
+    TwoStreams(x, y, stack, other, CoAttention(24, 24, 6, 1, 2))
+    assert asked == [12, 8, 6, 6, 5, 5, 24, 2, 3, 3]
 
 
 def test_first_row_of_a_causal_stack_is_refused() -> None:
