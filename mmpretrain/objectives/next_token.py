@@ -132,11 +132,11 @@ class NextToken(Objective):
         return Score(loss, count, {"accuracy": (right, count)})
 
     def pooled(self) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """``perplexity`` of what was seen since the last call."""
+        """``perplexity`` of what was seen since the last call; none of a step that is not finite on some rank, which leaves no trace."""
         if self._seen is None:
             return {}
         (loss, count), self._seen = total(self._seen, self.peers).float(), None
-        there = count > 0
+        there = (count > 0) & torch.isfinite(loss)
         return {"perplexity": (torch.where(there, loss / count.clamp(min=1), 0.0).exp() * there, there.float())}
 
 

@@ -150,6 +150,16 @@ def test_no_captions_at_all_are_no_terms() -> None:
     assert made.objectives["text"].pooled()["perplexity"][1] == 0
 
 
+def test_a_loss_that_is_not_finite_leaves_no_perplexity() -> None:
+    """It may be another rank's, which this rank's loss does not tell."""
+    made = root()
+    with torch.no_grad():
+        made.objectives["text"].head.out.weight.fill_(torch.nan)
+    made(batch())
+    found = made.objectives["text"].pooled()["perplexity"]
+    assert (found[0], found[1]) == (0, 0) and made.objectives["code"].pooled()["perplexity"][1] == 1
+
+
 def test_logits_of_a_state_are_those_of_the_loss() -> None:
     made, given = root(), batch()
     with torch.no_grad():
