@@ -28,7 +28,8 @@ class Commitment(Objective):
         restart: a vector that fewer states than this took in a step, on average, is put where a state is, drawn by the keys of the samples;
             0: never (the paper), and then most vectors of a small run stay unused.
         weight: beta of the paper.
-        view, after, sources, only_if_matched: see ``Objective``.
+        view, after, sources: see ``Objective``.
+        only_if_matched: false; no text is read.
     """
 
     kind: ClassVar[str] = "coded"
@@ -43,7 +44,9 @@ class Commitment(Objective):
         sources: tuple[str, ...] | None = None,
         only_if_matched: bool = False,
     ) -> None:
-        super().__init__(weight=weight, view=view, after=after, sources=sources, only_if_matched=only_if_matched)
+        super().__init__(weight=weight, view=view, after=after, sources=sources)
+        if only_if_matched:
+            raise ValueError("Commitment: only_if_matched=true has no meaning, pictures count whatever is said of them; leave it out")
         if not 0 <= restart < 1:
             raise ValueError(f"Commitment: restart={restart} is a number of states a step, from 0 to 1, below 1")
         self.restart, self.peers = restart, Peers()

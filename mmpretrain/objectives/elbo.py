@@ -54,7 +54,8 @@ class ELBO(Objective):
     Args:
         likelihood: ``logit_laplace`` (the paper); ``mse`` or ``l1``: mean squared or absolute error of the picture, for comparisons.
         kl_weight: beta; an attribute, which ``model.phases`` may set.
-        weight, view, after, sources, only_if_matched: see ``Objective``.
+        weight, view, after, sources: see ``Objective``.
+        only_if_matched: false; no text is read.
 
     Raises:
         ValueError: an unknown likelihood, or a negative weight of the KL.
@@ -73,7 +74,9 @@ class ELBO(Objective):
         sources: tuple[str, ...] | None = None,
         only_if_matched: bool = False,
     ) -> None:
-        super().__init__(weight=weight, view=view, after=after, sources=sources, only_if_matched=only_if_matched)
+        super().__init__(weight=weight, view=view, after=after, sources=sources)
+        if only_if_matched:
+            raise ValueError("ELBO: only_if_matched=true has no meaning, pictures count whatever is said of them; leave it out")
         if likelihood not in get_args(Likelihood):
             raise ValueError(f"ELBO: likelihood={likelihood!r}; choose one of {', '.join(get_args(Likelihood))}")
         if not kl_weight >= 0:

@@ -23,8 +23,8 @@ class PairedObjective(Objective):
     Args:
         scale_bounds: the logarithm of the logit scale is clamped to this interval after every optimiser step; None: never.
         weight, view, after, sources: see ``Objective``.
-        only_if_matched: a pair that is known to be false is never a positive: its row does not count. Its text and image
-            remain negatives for the others.
+        only_if_matched: a pair that is known to be false is never a positive: its row does not count. Its text
+            remains a negative for the others, so does its image in the softmax, which has a column for it.
 
     In evaluation nothing is exchanged between ranks (they may hold different numbers of batches): the loss is that of the batch alone.
     """

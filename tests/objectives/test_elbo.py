@@ -189,6 +189,9 @@ def test_what_does_not_fit_is_refused():
         ELBO("l2")
     with pytest.raises(ValueError, match="kl_weight=-1"):
         ELBO(kl_weight=-1)
+    for one in (ELBO, Commitment):
+        with pytest.raises(ValueError, match=f"{one.__name__}: only_if_matched=true has no meaning"):
+            one(only_if_matched=True)
     with pytest.raises(ValueError, match="restart=1"):
         Commitment(restart=1)
     with pytest.raises(ValueError, match="the model has no codes"):
