@@ -136,7 +136,7 @@ def cached(
         last = i == len(batches) - 1
         surrogate = sum((_surrogate(outputs[n], grads[n], start, last) for n in held), start=loss)
         backward(surrogate, last)
-        losses.append(torch.as_tensor(loss).detach() + (head_loss if last else 0))
+        losses.append(torch.as_tensor(loss).detach() + (head_loss if last else torch.zeros_like(head_loss)))  # 0 where there is no other
         for name, score in scores.items():
             sums.add(name, score)
         start += batch.size

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers import two_kinds
+from helpers.objectives import batch_of, example
+from torch.utils._pytree import tree_map
 from train.fakes import VOCABULARY, FakeContrast, FakeMatch, FakeMLM, FakeModel, States, sample_batch
 from train.runs import build, drift, largest, run
 
+from mmpretrain.objectives import contrastive
 from mmpretrain.train.pretraining import Pretraining
 from mmpretrain.train.step import PLANS
 from mmpretrain.types import Batch, Score
@@ -69,6 +75,18 @@ def test_cached_replays_dropout_wherever_the_objective_stands(others: list[str],
     module.bind(VOCABULARY)
     gradients(module, cut(2), "cached")
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("plan", ["plain", "cached"])
+def test_losses_of_micro_batches_are_where_the_batches_are(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that is not the host, one without numbers here; also where the contrastive objective is the only one."""
+    monkeypatch.setattr(contrastive, "full_precision", lambda device: nullcontext())  # that device has no autocast
+    module = Pretraining(two_kinds.TwoKinds(), {"contrast": contrastive.Contrastive()})
+    module.bind(two_kinds.VOCABULARY)
+    there = lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x
+    micros = [tree_map(there, batch_of([example(start + i) for i in range(4)])) for start in (0, 4)]
+    result = PLANS[plan](module.to("meta"), micros, ["contrast"], lambda loss, last: loss.backward())
+    assert result.loss.is_meta and result.finite_K.is_meta and result.finite_K.shape == (2,)
 
 
 def test_cached_without_a_contrastive_objective_is_an_error() -> None:
