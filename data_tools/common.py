@@ -12,6 +12,7 @@ from typing import Any
 from mmpretrain.data.cache import cache_root, write_atomic
 from mmpretrain.data.sources import expand
 from mmpretrain.data_tools.engine import add_options
+from mmpretrain.report.printing import printer
 
 
 def tool_parser(parser_class: type[argparse.ArgumentParser], name: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -81,7 +82,6 @@ def device_of(name: str, option: str) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = True) -> None:
     """Print a table; the first column is text, the others are numbers unless told otherwise."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -90,7 +90,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         shown.add_column(column, justify="right" if numbers and number else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(text(value)) for value in row))
-    Console().print(shown)
+    printer().print(shown)
 
 
 def text(value: object) -> str:

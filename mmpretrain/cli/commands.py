@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmpretrain.cli.errors import UserError, nearest, one_line, show
+from mmpretrain.report.printing import printer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mmpretrain.evaluate.samples import EvalSet
 
 MEASUREMENTS = ("retrieval", "matching", "mlm", "mim", "zeroshot", "reconstruction", "likelihood")
-WIDE = 1000  # characters, more than any table has
 
 
 class OneLine(argparse.ArgumentParser):
@@ -60,14 +57,6 @@ def guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
-
-
-def printer() -> Console:
-    """For tables: as wide as the terminal; a pipe or a file has no width to fit into."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
 def checkpoint(text: str) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mmpretrain.cli.compare_run import MEASURED, PLAN, plain
 from mmpretrain.report import comparison, comparison_page, comparison_plot
 from mmpretrain.report.comparison import Comparison, Outcome
+from mmpretrain.report.printing import printer
 from mmpretrain.report.run import Run, Series
 
 if TYPE_CHECKING:
@@ -69,8 +70,6 @@ def write(done: Sequence[Job], out: Path, notes: Sequence[str], own: Sequence[st
         own: what each system has its own way.
         command: as it was typed.
     """
-    from rich.console import Console
-
     read = [(job, Run.open(job.folder).metrics()) for job in done]
     systems = list(dict.fromkeys(job.recipe.label for job in done))
     made = comparison.compare([outcome(job, metrics) for job, metrics in read], systems)
@@ -84,7 +83,7 @@ def write(done: Sequence[Job], out: Path, notes: Sequence[str], own: Sequence[st
         "comparison.svg": comparison_plot.drawing(made),
         "comparison.html": comparison_page.render(made, notes, own, commands, history(read)),
     }
-    console = Console()
+    console = printer()
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
     for table in tables(made, console.width):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpretrain.cli import generate_output as output
-from mmpretrain.cli.commands import OneLine, at_least, check_file, check_folder, checkpoint, guarded, named_sets, printer, text_of
+from mmpretrain.cli.commands import OneLine, at_least, check_file, check_folder, checkpoint, guarded, named_sets, text_of
 from mmpretrain.cli.errors import UserError
+from mmpretrain.report.printing import printer
 
 if TYPE_CHECKING:
     from mmpretrain.generate.choosing import Sampling

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmpretrain.cli.commands import printer
+from mmpretrain.report.printing import printer
 
 if TYPE_CHECKING:
     from mmpretrain.generate.choosing import Sampling

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmpretrain.cli.commands import printer
 from mmpretrain.cli.watching import watch
 from mmpretrain.evaluate import suite
 from mmpretrain.evaluate.result import Result, rows, shown
 from mmpretrain.report.page import write_report
+from mmpretrain.report.printing import printer
 from mmpretrain.report.run import Run
 from mmpretrain.train.checkpoint import Checkpoints
 from mmpretrain.train.dashboard import WandbDashboard
@@ -102,7 +102,7 @@ def logged(command: str, found: Sequence[Mapping[str, float]]) -> None:
     made.add_column("value", justify="right", no_wrap=True)
     for name, value in {name: value for one in found for name, value in one.items()}.items():
         made.add_row(Text(name), f"{value:.6g}")
-    Console().print(made)
+    printer().print(made)
 
 
 def headline(name: str) -> bool:

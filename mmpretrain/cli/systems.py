@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mmpretrain.cli.commands import OneLine, printer
+from mmpretrain.cli.commands import OneLine
 from mmpretrain.cli.layering import layer, names, shipped
+from mmpretrain.report.printing import printer
 
 FIELDS = ("system", "paper", "command", "parameters", "expected", "proof")
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from mmpretrain.cli.commands import WIDE, printer
 from mmpretrain.cli.main import main
+from mmpretrain.report.printing import WIDE, printer
 
 HEAVY = ("torch", "lightning", "jsonargparse", "transformers", "numpy", "open_clip", "timm", "PIL", "wandb")
 
