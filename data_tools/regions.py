@@ -175,7 +175,7 @@ def of_extractor(
 
 
 def _plan_store(options: argparse.Namespace, paths: Sequence[Path]) -> tuple[RegionsInfo, dict[Path, dict[str, Any]]]:
-    from mmpretrain.data_tools.regions_store import hint, info_of, places_of
+    from mmpretrain.data_tools.regions_store import hint, info_of, places_of, widths_of
     from mmpretrain.data_tools.stores import matched, open_store
 
     if not options.made_by:
@@ -199,6 +199,7 @@ def _plan_store(options: argparse.Namespace, paths: Sequence[Path]) -> tuple[Reg
         raise DataError(f"{options.store}: the record of sample {key!r}: {error}") from None
     info = info_of(store, first, options.made_by, classes, _names(options.attributes))
     made = {"kind": "store", "store": str(options.store), "stamp": stamp(options.store), "classes": classes, "background": info.background}
+    made["widths"] = widths_of(first)
     return info, {path: {**made, "places": places[path]} for path in paths}
 
 

@@ -31,9 +31,9 @@ def _opened(path: str, classes: tuple[str, ...] | None) -> Store:
 
 
 def maker(options: Mapping[str, Any]) -> StoreMaker:
-    """The maker of ``options``: store (path), classes (names or None), places (sample key -> locations)."""
+    """The maker of ``options``: store (path), classes (names or None), places (sample key -> locations), background, widths."""
     classes = tuple(options["classes"]) if options["classes"] else None
-    return StoreMaker(_opened(options["store"], classes), options["places"], options["background"])
+    return StoreMaker(_opened(options["store"], classes), options["places"], options["background"], options["widths"])
 
 
 class StoreMaker:
@@ -43,10 +43,11 @@ class StoreMaker:
         store: where records lie.
         places: locations of the records of each sample, one for each of its pictures.
         background: the class that means none.
+        widths: what every record has, see :func:`widths_of`.
     """
 
-    def __init__(self, store: Store, places: Mapping[str, Sequence[Any]], background: int | None = None) -> None:
-        self.store, self.places, self.background = store, places, background
+    def __init__(self, store: Store, places: Mapping[str, Sequence[Any]], background: int | None, widths: Mapping[str, int]) -> None:
+        self.store, self.places, self.background, self.widths = store, places, background, widths
 
     def regions(self, jobs: Sequence[Job]) -> list[Regions | None]:
         return [self._one(job) for job in jobs]
@@ -57,9 +58,18 @@ class StoreMaker:
             return None
         parts, left = [], 0
         for place, (width, height) in zip(places, job.sizes):
-            parts.append(on_picture(self.store.read(place), height, width, left, self.background))
+            found = self.store.read(place)
+            if (own := widths_of(found)) != self.widths:
+                raise BadSample(f"the record has {own} values a region, the first one {self.widths}; it is damaged, or of another detector")
+            parts.append(on_picture(found, height, width, left, self.background))
             left += width
         return joined(parts, job.image.height, job.image.width)
+
+
+def widths_of(found: Record) -> dict[str, int]:
+    """Values of a region in the arrays of a record that have several."""
+    wide = {name: getattr(found, name) for name in ("features", "class_probs", "attribute_probs")}
+    return {name: int(array.shape[1]) for name, array in wide.items() if array is not None}
 
 
 def on_picture(found: Record, height: int, width: int, left: int = 0, background: int | None = None) -> Regions:

@@ -246,6 +246,17 @@ def test_a_bomb_in_an_npz_is_refused_before_it_is_inflated():
         npz(buffer.getvalue())
 
 
+def test_a_record_of_another_width_is_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(h5_groups(tmp_path / "g.h5"), "r+") as file:
+        del file["img_0008/features"]
+        file["img_0008/features"] = np.zeros((3, 2), dtype=np.float32)
+    write_tar(tmp_path / "in" / "0.tar", [member for number, key in enumerate(KEYS) for member in sample(number, key=key)])
+    words = [str(tmp_path / "in"), "--store", str(tmp_path / "g.h5"), "--made-by", "x", "--out", str(tmp_path / "out"), "--workers", "1"]
+    with pytest.raises(DataError, match=r"'img_0008': the record has \{'features': 2\} values a region, the first one \{'features': 6\}"):
+        regions.main(words)
+
+
 def test_rows_that_are_not_there(tmp_path):
     h5py = pytest.importorskip("h5py")
     for adaptive in (False, True):
