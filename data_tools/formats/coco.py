@@ -44,6 +44,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
             yield captioned(key, [picture], said, meta, name)
         else:
             yield Record(key, (picture,), (), meta) if picture else Skip(key, MISSING, name)
+    boxes.check()
     for number in captions:
         if number not in images:
             yield Skip(_key(number), "captions of an image that is not listed", f"image_id {number}")
@@ -65,7 +66,7 @@ class Instances:
     """
 
     def __init__(self, paths: Sequence[Path], segmentation: bool = False) -> None:
-        self.segmentation, self.asked = segmentation, bool(paths)
+        self.segmentation, self.paths, self.met = segmentation, paths, False  # met: one of the images that were asked for is known
         self.images: dict[int, dict[str, Any]] = {}
         self.rows: dict[int, list[dict[str, Any]]] = {}
         self.classes: dict[int, str] = {}
@@ -78,7 +79,16 @@ class Instances:
 
     def of(self, image: int) -> dict[str, Any]:
         """``{"objects": [...]}`` of an image; empty without instance files."""
-        return {"objects": [self._object(row) for row in self.rows.get(image, ())]} if self.asked else {}
+        self.met |= image in self.images
+        return {"objects": [self._object(row) for row in self.rows.get(image, ())]} if self.paths else {}
+
+    def check(self) -> None:
+        """
+        Raises:
+            DataError: no image that was asked for is in the files, so that all would have no objects.
+        """
+        if self.paths and not self.met:
+            raise DataError(f"{self.paths[0]}: lists none of the images; is it of another split?")
 
     def _object(self, row: Mapping[str, Any]) -> dict[str, Any]:
         made = {"name": self.classes.get(row["category_id"], ""), "box": row["bbox"], "id": row["id"], "category_id": row["category_id"]}

@@ -36,6 +36,7 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
             yield _record(source, image, pictures, boxes)
     if not chosen:
         raise DataError(f"{options.annotations[0]}: no image of split {' '.join(options.split)}")
+    boxes.check()
 
 
 def _record(source: str, image: dict[str, Any], pictures: Pictures, boxes: Instances) -> Record | Skip:

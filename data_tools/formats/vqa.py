@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools.build_records import MISSING, Record, Skip
 from mmpretrain.data_tools.formats.common import Pictures, add_files, add_images, grouped, load_json, part
 
@@ -25,11 +26,13 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
     answers: dict[int, Mapping[str, Any]] = {}
     for path in options.annotations or ():
         answers.update({row["question_id"]: row for row in part(load_json(path), path, "annotations")})
+    answered = not answers
     for path in options.questions:
         found = load_json(path)
         subset = str(found.get("data_subtype") or "")
         folder = subset.replace("test-dev", "test")  # test-dev2015 asks about pictures of test2015
         for image, rows in grouped(part(found, path, "questions"), "image_id").items():
+            answered |= any(row["question_id"] in answers for row in rows)
             name = f"COCO_{folder}_{image:012d}.jpg"
             picture = pictures.find(name, f"{folder}/{name}", f"{image:012d}.jpg", f"{folder}/{image:012d}.jpg")
             key = f"vqa-{subset}-{image:012d}" if subset else f"vqa-{image:012d}"
@@ -38,6 +41,8 @@ def records(options: argparse.Namespace) -> Iterator[Record | Skip]:
                 continue
             questions = [question(row, answers.get(row["question_id"])) for row in rows]
             yield Record(key, (picture,), (), {"id": image, "image_id": image, "split": subset, "questions": questions})
+    if not answered:
+        raise DataError(f"{options.annotations[0]}: has no answer to any of the questions; is it of another split?")
 
 
 def question(row: Mapping[str, Any], annotation: Mapping[str, Any] | None) -> dict[str, Any]:

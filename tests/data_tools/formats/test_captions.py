@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers.building import put, run
 from helpers.shards import picture
@@ -139,6 +141,16 @@ def test_karpathy_coco_with_restval(tmp_path):
         tmp_path, "karpathy", "--annotations", "dataset.json", "--images", "train2014", "val2014", "--split", "val", "test", out="rest"
     )
     assert [sample.meta["split"] for sample in rest.samples.values()] == ["val", "test"]
+
+
+def test_boxes_of_another_split_are_told(tmp_path):
+    other = json.loads((coco(tmp_path) / "instances.json").read_text())
+    name = "COCO_train2014_000000000073.jpg"
+    put(tmp_path, {"other.json": {**other, "images": [], "annotations": []}, f"train2014/{name}": 1})
+    karpathy(tmp_path, "coco", [karpathy_image(0, name, "train", cocoid=73)])
+    for words in (["coco", "--captions", "captions.json"], ["karpathy", "--annotations", "dataset.json"]):
+        with pytest.raises(DataError, match=r"other\.json: lists none of the images; is it of another split"):
+            run(tmp_path, *words, "--images", "train2014", "--instances", "other.json")
 
 
 def test_karpathy_flickr30k(tmp_path):

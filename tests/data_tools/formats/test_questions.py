@@ -68,6 +68,12 @@ def test_vqa(tmp_path):
     }
 
 
+def test_answers_of_another_split_are_told(tmp_path):
+    with pytest.raises(DataError, match=r"a\.json: has no answer to any of the questions; is it of another split"):
+        run(vqa(tmp_path), "vqa", "--questions", "dev.json", "--annotations", "a.json", "--images", str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
 def test_vqa_test_dev_asks_about_pictures_of_test(tmp_path):
     made = run(vqa(tmp_path), "vqa", "--questions", "dev.json", "--images", str(tmp_path))
     assert made.code == 0 and list(made.samples) == ["vqa-test-dev2015-000000262144"]
