@@ -179,7 +179,10 @@ def _parquet(path: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]
     if cells:
         _holds_bytes(path, table.schema_arrow.field(cells), child)
     for group in range(table.num_row_groups):
-        found = table.read_row_group(group, columns=[name for name in names if name != cells])
+        try:
+            found = table.read_row_group(group, columns=[name for name in names if name != cells])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: row group {group} cannot be read ({error}); copy it again") from None
         for at, values in enumerate(found.to_pylist()):
             yield {"values": _plain(values), "cell": [str(path.absolute()), options.bytes, group, at]}
 

@@ -142,6 +142,14 @@ def test_parquet_with_pictures_inside(tmp_path):
         run(tmp_path, "table", "--source", "t.parquet", "--bytes", "imag", "--caption", "caption", out="typo")
 
 
+def test_a_damaged_parquet_is_named(tmp_path):
+    pq.write_table(pa.table({"image": ["a.jpg"], "title": ["word " * 99]}), tmp_path / "t.parquet", compression="zstd")
+    data = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(data.replace(b"\x28\xb5\x2f\xfd", b"zstd"))
+    with pytest.raises(DataError, match=r"t\.parquet: row group 0 cannot be read .*; copy it again"):
+        run(tmp_path, "table", "--source", "t.parquet", "--image", "image", "--caption", "title")
+
+
 def test_folder(tmp_path):
     put(
         tmp_path / "src",
