@@ -41,7 +41,7 @@ def from_annotations(caption: str, objects: Sequence[Mapping[str, Any]], triples
     places: dict[int, int] = {}  # annotated object -> number of its span
     spans: dict[tuple[int, int], int] = {}
     for number, one in enumerate(objects):
-        names = one.get("names") or [one.get("name", "")]
+        names = [name for name in one.get("names") or [one.get("name")] if isinstance(name, str)]
         span = next((found for name in sorted(names, key=len, reverse=True) if (found := _find(caption, name, 0, True))), None)
         if span is None:
             continue
@@ -80,7 +80,7 @@ def graph_shard(item: Mapping[str, Any]) -> list[list[Graph]]:
         item: ``shard``, its stamp; ``from``, one of ``FROM``.
 
     Raises:
-        DataError: ``from`` is annotations, and a sample has none.
+        DataError: ``from`` is annotations, and a sample has none; or they are of another form.
     """
     reader = ShardReader([Path(item["shard"][0])])
     found: list[list[Graph]] = []
@@ -95,7 +95,11 @@ def graph_shard(item: Mapping[str, Any]) -> list[list[Graph]]:
         if item["from"] == "annotations" and not named:
             raise DataError(f"{reader.name(0, number)}: KEY.json has no objects with names; take --from parser")
         use = named and item["from"] != "parser"
-        found.append([from_annotations(text, objects, triples) if use else parse(text) for text in sample.captions])
+        try:
+            found.append([from_annotations(text, objects, triples) if use else parse(text) for text in sample.captions])
+        except (AttributeError, TypeError, ValueError) as error:
+            place = f"{reader.name(0, number)}: objects or triples of KEY.json are not of the form of docs/build.md"
+            raise DataError(f"{place} ({error}); take --from parser") from None
     return found
 
 

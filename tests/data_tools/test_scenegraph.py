@@ -108,3 +108,12 @@ def test_command(tmp_path, capsys, own_cache):
     assert "relations" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"0.tar key 'b'.*take --from parser"):
         data([*command, "--out", str(tmp_path / "x"), "--from", "annotations"])
+
+
+def test_annotations_of_another_form(tmp_path, own_cache):
+    odd = {"objects": [{"name": None}, {"name": 7}, {"names": ["horse", None]}], "triples": []}  # no names are none
+    assert from_annotations("a horse", odd["objects"], ()) == {"objects": [[2, 7]], "attributes": [], "relations": []}
+    made = {**odd, "captions": ["a horse"], "triples": [[0, "on"]]}
+    write_tar(tmp_path / "in" / "0.tar", [("a.png", picture(0)), ("a.json", json.dumps(made).encode())])
+    with pytest.raises(UserError, match=r"0\.tar key 'a': objects or triples .* are not of the form .*take --from parser"):
+        data(["data", "scenegraph", str(tmp_path / "in"), "--workers", "1", "--quiet", "--out", str(tmp_path / "out")])
