@@ -15,6 +15,7 @@ from typing import Any
 
 from mmpretrain.data import codes_info, regions_info
 from mmpretrain.data.decode import assemble, decode_json
+from mmpretrain.data.errors import DataError
 from mmpretrain.data_tools import carried
 from mmpretrain.data_tools.engine import run, stamp
 from mmpretrain.data_tools.shards import RawReader, fresh_folder, write_manifest, write_shard
@@ -99,9 +100,11 @@ def rewrite(
         part -> what the manifest says of its shards.
 
     Raises:
-        DataError: regions of two extractors or codes of two autoencoders (``regions.json``, ``codes.json`` of the inputs), or ``out``
-            holds something else.
+        DataError: shards of no sample, regions of two extractors or codes of two autoencoders (``regions.json``, ``codes.json`` of the
+            inputs), or ``out`` holds something else.
     """
+    if shard_size < 1:
+        raise DataError(f"--shard-size {shard_size}: at least one sample must fit")
     extractor = regions_info.same_extractor(path.parent for path in inputs)
     autoencoder = codes_info.same_tokenizer(path.parent for path in inputs)
     state = fresh_folder(out, STATE)

@@ -213,7 +213,10 @@ def _extend(options: argparse.Namespace) -> int:
     old = tokenizer_training.make(TextOptions(options.tokenizer), options.max_tokens, ShardReader([], []))
     texts: list[str] = []
     if options.words is not None:
-        words = [line.strip() for line in options.words.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            words = [line.strip() for line in options.words.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise DataError(f"--words {options.words}: not UTF-8; write one word a line") from None
     else:
         reader = ShardReader(expand(options.shards))
         words = split_words(old, reader, options.corpus, options.least, options.most, not options.quiet)

@@ -109,6 +109,7 @@ def test_command_and_mistakes(tmp_path, capsys):
         (["--out", str(tmp_path / "p"), "--parts", "a=0.5", "b=0.5", "--group-key", "zzz"], "does not fit"),
         (["--out", str(tmp_path / "q"), "--parts", "a=0.5", "b=0.5", "--group-key", "("], "no regular expression"),
         (["--out", str(tmp_path / "r"), "--by-value", "split", "--group", "split"], "leave out --group"),
+        (["--out", str(tmp_path / "s"), "--parts", "a=0.5", "b=0.5", "--shard-size", "-1"], "--shard-size -1: at least one sample"),
     ):
         with pytest.raises(UserError, match=text):
             data([*command, *more])

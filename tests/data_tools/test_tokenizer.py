@@ -81,6 +81,12 @@ def test_progress_is_shown_unless_it_is_not_wanted(tmp_path, capsys, own_cache):
         assert ("Reading texts" in capsys.readouterr().err) == (not quiet)
 
 
+def test_words_that_are_no_text(tmp_path):
+    (tmp_path / "words.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"--words .*words\.txt: not UTF-8"):
+        data(["data", "tokenizer", "extend", "clip", "--out", str(tmp_path / "out"), "--words", str(tmp_path / "words.txt")])
+
+
 def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
