@@ -67,7 +67,13 @@ def write_rows(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chunks(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
-    """Rows cut into shards of ``size``."""
+    """Rows cut into shards of ``size``.
+
+    Raises:
+        DataError: no sample would fit.
+    """
+    if size < 1:
+        raise DataError(f"--shard-size {size}: at least one sample must fit")
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -103,8 +109,6 @@ def rewrite(
         DataError: shards of no sample, regions of two extractors or codes of two autoencoders (``regions.json``, ``codes.json`` of the
             inputs), or ``out`` holds something else.
     """
-    if shard_size < 1:
-        raise DataError(f"--shard-size {shard_size}: at least one sample must fit")
     extractor = regions_info.same_extractor(path.parent for path in inputs)
     autoencoder = codes_info.same_tokenizer(path.parent for path in inputs)
     state = fresh_folder(out, STATE)
