@@ -1,10 +1,11 @@
-"""How blocks are wrapped and gradients are synchronised under each strategy. Order: checkpointing, compile, sharding."""
+"""How blocks are wrapped and gradients are synchronised under each strategy. Order: compile, checkpointing, sharding."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -24,10 +25,10 @@ def prepare(root: Pretraining, strategy: Any, checkpointing: bool = False, compi
     """
     groups = ties(root)
     for block in root.blocks():
+        if compile:
+            block.forward = torch.compile(block.forward)  # what is run again too: the compiler does not look into a recomputation
         if checkpointing:
             recompute(block)
-        if compile:
-            block.compile()
     if isinstance(strategy, FSDP2Strategy):
         strategy.shard(root, root.blocks())
     elif isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy):

@@ -206,3 +206,12 @@ def test_mixed_precision_stays_near() -> None:
 def test_compiled_blocks_give_the_same_run() -> None:
     plain, compiled = run(build(), steps=4), run(build(compile=True), steps=4)
     assert largest(plain.losses, compiled.losses) < 1e-5 and plain.parameters.keys() == compiled.parameters.keys()
+
+
+def test_recomputed_blocks_are_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []  # of compiled blocks: with gradient or without
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *given: (calls.append(torch.is_grad_enabled()), function(*given))[1])
+    plain = run(build(compile=True), steps=2).losses
+    once, _ = calls.count(True), calls.clear()
+    assert run(build(compile=True, activation_checkpointing=True), steps=2).losses == plain
+    assert calls.count(True) == 2 * once > 0
