@@ -59,7 +59,8 @@ def is_decayed(name: str, parameter: torch.Tensor, is_norm: bool, policy: str, n
 
 def matrices(module: nn.Module) -> dict[int, int]:
     """Id -> parts of the weights that Muon takes: linear layers and convolutions (1), self-attention's projections to query, key and
-    value (3; those between two streams are one matrix). Word tables, positions, heads of objectives and whatever has fewer than two dimensions are AdamW's."""
+    value (3; those between two streams are one matrix). Word tables, positions, heads of objectives and whatever has fewer than two
+    dimensions are AdamW's."""
     model = getattr(module, "model", module)  # the root holds the objectives beside the model
     found = {id(m.weight): 1 for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
     return found | {id(m.qkv.weight): 3 for m in model.modules() if isinstance(m, Attention)}
