@@ -33,7 +33,7 @@ def replies(ref: str, texts: Mapping[str, str], workers: int) -> Generator[tuple
     threads: list[threading.Thread] = []
     try:
         for _ in range(workers):
-            # a session of its own: Ctrl-C reaches this process alone, which ends the others
+            # a process group of its own: Ctrl-C reaches this process alone, which ends the others
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

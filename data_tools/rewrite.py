@@ -77,11 +77,15 @@ def chunks(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
+def _file(number: int) -> str:
+    return f"{number:05d}.tar"
+
+
 def _listed(rows: Sequence[Row], size: int, old: carried.Listed) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Shard, key and entry of the rows that lists beside the inputs name."""
     for at, (shard, sample, *edit) in enumerate(rows):
         if entry := old.get((shard, sample)):
-            yield f"{at // size:05d}.tar", _renamed(entry["key"], (edit and edit[0]) or {}), entry
+            yield _file(at // size), _renamed(entry["key"], (edit and edit[0]) or {}), entry
 
 
 def rewrite(
@@ -118,7 +122,7 @@ def rewrite(
         for number, chunk in enumerate(chunks(rows, shard_size)):
             used = sorted({row[0] for row in chunk})
             place = {shard: at for at, shard in enumerate(used)}
-            target = out / name / f"{number:05d}.tar"
+            target = out / name / _file(number)
             renumbered = [[place[row[0]], *row[1:]] for row in chunk]
             items[str(target.relative_to(out))] = {
                 "target": str(target),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ _FACTS = {
 }  # fmt: skip
 
 
-class MixtureCursor(Cursor):
+class MixtureCursor(Cursor, ABC):
     """What both kinds of mixtures share: the check of a saved position."""
 
     kind: str
@@ -32,17 +33,17 @@ class MixtureCursor(Cursor):
         found["sources"] = {name: {**where, **self.facts[name]} for name, where in self.wheres().items()}
         return found | ({"changes": self.changes} if self.changes else {})
 
+    @abstractmethod
     def position(self) -> dict[str, Any]:
         """The position apart from the sources."""
-        raise NotImplementedError(f"{type(self).__name__} must define position")
 
+    @abstractmethod
     def wheres(self) -> dict[str, dict[str, int]]:
         """The position of every source."""
-        raise NotImplementedError(f"{type(self).__name__} must define wheres")
 
+    @abstractmethod
     def restore(self, state: Mapping[str, Any], changed: bool) -> None:
         """Go to a position that was checked."""
-        raise NotImplementedError(f"{type(self).__name__} must define restore")
 
     def load(self, state: Mapping[str, Any]) -> None:
         if not state:
@@ -58,9 +59,9 @@ class MixtureCursor(Cursor):
             self.warnings += [f"data: {change}" for change in changes]
             self.changes = [*self.changes, f"step {self.steps}: {changes[0]}" + (" and more" if len(changes) > 1 else "")][-_CHANGES_KEPT:]
 
+    @abstractmethod
     def consumed_of(self, state: Mapping[str, Any]) -> dict[str, int]:
         """Of a saved position: what is counted in batches (" of ..." for messages) -> samples consumed of its present epoch."""
-        raise NotImplementedError(f"{type(self).__name__} must define consumed_of")
 
     def _check_multiples(self, state: Mapping[str, Any]) -> None:
         size = self.feed.batch_size

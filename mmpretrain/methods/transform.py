@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +16,7 @@ class Around(NamedTuple):
     tokens: Mapping[str, int] | None = None  # of the tokenizer: token -> id
 
 
-class ModelTransform:
+class ModelTransform(ABC):
     """Base of what ``model.transforms`` may name: a function of the model, called once, on whole parameters on the CPU, before any is
     sharded, with heads built and tied.
 
@@ -26,10 +27,10 @@ class ModelTransform:
     said = ""  # what was done, a line for people, written by the call
     initialises: ClassVar[bool] = False  # it sets values and nothing else, so that a run that goes on from a checkpoint leaves it out
 
+    @abstractmethod
     def __call__(self, model: nn.Module, around: Around = Around()) -> nn.Module:  # noqa: B008  (immutable)
         """The model, changed in place, or another one.
 
         Raises:
             ValueError: the model is none that this is for, or a file does not hold what it needs.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what becomes of a model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -77,9 +78,9 @@ class RegionObjective(Objective):
         """Take the sizes that the recipe leaves to the data, and compare the others with the data, before the head is made. Raises
         ValueError where they are not known or do not fit."""
 
+    @abstractmethod
     def make_head(self, spec: Spec, width: int) -> torch.nn.Module:
         """The head on states of ``width``."""
-        raise NotImplementedError(f"{type(self).__name__} has no head")
 
     def usable(self, regions: RegionBatch) -> Tensor | None:
         """Whether a region has what the loss needs, bool (N,); None: all have."""

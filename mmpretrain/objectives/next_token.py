@@ -6,6 +6,7 @@ turn a state into logits of its own vocabulary, so neither kind of token can be 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -72,16 +73,17 @@ class NextToken(Objective):
         self.peers = Peers()
         self._seen: Tensor | None = None  # summed loss and count since ``pooled`` was asked
 
+    @abstractmethod
     def _labels(self, batch: Batch) -> Tensor:
         """The token of each place of the batch, int64 (B, S); ``IGNORED`` where none counts."""
-        raise NotImplementedError(f"{type(self).__name__} must say what is to be predicted")
 
     def _places(self, batch: Batch) -> Tensor | None:
         """The flat places of (B, S) that may count, int64 (R,), known without asking the device; None: all."""
         return None
 
+    @abstractmethod
     def _states(self, hidden: Causal) -> Ragged | None:
-        raise NotImplementedError(f"{type(self).__name__} must say which states predict")
+        """The states that predict; None: the hidden states have none."""
 
     def _true_only(self, labels_BS: Tensor, batch: Batch) -> Tensor:
         if not self.only_if_matched or batch.matched_B is None:

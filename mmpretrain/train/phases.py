@@ -79,10 +79,10 @@ class Phases:
         limits = [row.get("until") for row in rows]
         if any(limit is None for limit in limits[:-1]) or any(b is not None and b <= a for a, b in pairwise(limits)):
             raise ValueError(f"model.phases: until must rise from row to row and only the last may lack it, not {limits}")
-        starts = [0, *limits]
+        starts = [0, *limits][: len(rows)]  # the end of the last row is no start
         self.rows = tuple(
             Phase(row.get("until"), _values(row.get("set") or {}), start, row.get("restart", False))
-            for row, start in zip(rows, starts, strict=False)  # the end of the last row is no start
+            for row, start in zip(rows, starts, strict=True)
         )
         self.ramped: dict[str, float] = {}  # the values of the ramps at the step that was applied last
 
