@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import atexit
+import contextlib
+import gc
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -63,6 +69,41 @@ def host_max(value: int) -> int:
     box = torch.tensor([value])
     dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_host[1])
     return int(box)
+
+
+@contextmanager
+def left_at_exit() -> Iterator[None]:
+    """The process group that is made inside is left when the program ends, before the interpreter goes. Its threads would else let go
+    of tensors in an interpreter that is gone, and the program that had done all its work would end by SIGABRT (PyTorch #179291).
+    After an error it is not left: that would wait for ranks that may never come."""
+    atexit.unregister(leave)
+    yield
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Leave the process group: end its threads."""
+    global _host
+    _host = None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # what holds the group, a wrapped model say, holds its threads
+        _wait_for_rest()
+
+
+def _wait_for_rest(seconds: float = 5.0) -> None:
+    """Until no thread of gloo works: DTensor's caches hold a group, and its threads, for as long as the program lives."""
+    deadline = time.monotonic() + seconds
+    working = True
+    while working and time.monotonic() < deadline:
+        time.sleep(0.02)  # gives them the interpreter, too
+        working = any("gloo" in (state := _text(path)) and ") R " in state for path in Path("/proc/self/task").glob("*/stat"))
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):  # the thread is gone
+        return path.read_text()
+    return ""
 
 
 def equalise(tensors: Iterable[Tensor], device: torch.device) -> None:

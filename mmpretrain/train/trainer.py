@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import HalfPrecision
 
 from mmpretrain.data import working
+from mmpretrain.train import distributed
 from mmpretrain.train.checkpoint import Checkpoints, resolve
 from mmpretrain.train.half import Half
 from mmpretrain.train.watchdog import loaders
@@ -111,7 +112,7 @@ class Trainer(pl.Trainer):
 
     def fit(self, model: Any, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """As Lightning's; ``ckpt_path`` may be ``last``, ``best``, a run folder, a checkpoint folder or a file."""
-        with handlers_kept():
+        with handlers_kept(), distributed.left_at_exit():
             try:
                 super().fit(model, *args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
             except BaseException:  # Lightning then leaves the data open and, in a validation, the workers of training alive
@@ -122,15 +123,18 @@ class Trainer(pl.Trainer):
 
     def validate(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
         """As Lightning's, with the paths of ``fit``."""
-        return super().validate(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+        with distributed.left_at_exit():
+            return super().validate(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
 
     def test(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
         """As Lightning's, with the paths of ``fit``."""
-        return super().test(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+        with distributed.left_at_exit():
+            return super().test(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
 
     def predict(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
         """As Lightning's, with the paths of ``fit``."""
-        return super().predict(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
+        with distributed.left_at_exit():
+            return super().predict(*args, ckpt_path=self.checkpoint(ckpt_path), **kwargs)
 
     def checkpoint(self, spec: Any) -> str | None:
         """The path for a ``ckpt_path`` as a user writes it.

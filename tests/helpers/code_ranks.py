@@ -12,6 +12,7 @@ from helpers.plain_dvae import batch, rows, shaken
 from mmpretrain.models.dvae import DVAE
 from mmpretrain.objectives.commitment import Commitment
 from mmpretrain.objectives.elbo import ELBO
+from mmpretrain.train import distributed
 from mmpretrain.train.pretraining import Pretraining
 from mmpretrain.train.step import plain
 from mmpretrain.types import Batch
@@ -61,7 +62,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         torch.save(found, Path(sys.argv[1]))
     dist.barrier()
-    dist.destroy_process_group()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from mmpretrain.objectives.mrfr import MRFR
 from mmpretrain.objectives.objects import Objects
 from mmpretrain.objectives.region_masking import RegionMasker
 from mmpretrain.objectives.region_nce import RegionNCE
+from mmpretrain.train import distributed
 from mmpretrain.train.pretraining import Pretraining
 from mmpretrain.train.step import plain
 from mmpretrain.types import Batch
@@ -80,7 +81,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         torch.save(found, Path(sys.argv[1]))
     dist.barrier()
-    dist.destroy_process_group()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -44,14 +44,15 @@ def _ranks(folder: str, script: Path, arguments: tuple[str, ...], world: int, ti
             MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="test", TORCHELASTIC_RESTART_COUNT="0",
         )  # fmt: skip
         command = [sys.executable, str(script), *arguments]
-        running.append(subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    finished = []
+        with open(f"{folder}/rank{rank}.out", "w") as output:  # a pipe that nobody reads yet would hold a rank up
+            running.append(subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT))
     try:
         for process in running:
-            output, _ = process.communicate(timeout=timeout)
-            finished.append(subprocess.CompletedProcess(process.args, process.returncode, output))
+            process.wait(timeout)
     finally:
         for process in running:
             if process.poll() is None:
                 process.kill()
-    return finished
+                process.wait()
+    said = [Path(folder, f"rank{rank}.out").read_text(errors="replace") for rank in range(world)]
+    return [subprocess.CompletedProcess(process.args, process.returncode, text) for process, text in zip(running, said, strict=True)]
