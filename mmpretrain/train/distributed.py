@@ -75,8 +75,10 @@ def host_max(value: int) -> int:
 def left_at_exit() -> Iterator[None]:
     """The process group that is made inside is left when the program ends, before the interpreter goes. Its threads would else let go
     of tensors in an interpreter that is gone, and the program that had done all its work would end by SIGABRT (PyTorch #179291).
-    After an error it is not left: that would wait for ranks that may never come."""
+    After an error it is not left: that would wait for ranks that may never come; only threads that still work are waited for."""
     atexit.unregister(leave)
+    atexit.unregister(let_rest)
+    atexit.register(let_rest)
     yield
     atexit.register(leave)
 
@@ -88,22 +90,27 @@ def leave() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()  # what holds the group, a wrapped model say, holds its threads
-        _wait_for_rest()
+        let_rest()
 
 
-def _wait_for_rest(seconds: float = 5.0) -> None:
-    """Until no thread of gloo works: DTensor's caches hold a group, and its threads, for as long as the program lives."""
+def let_rest(seconds: float = 5.0) -> None:
+    """Wait until gloo's threads, if there are any (DTensor's caches hold a group for as long as the program lives), work no more: a
+    thread that waits for another rank does not count. Where the system shows no threads (not on Linux) nobody is waited for."""
     deadline = time.monotonic() + seconds
-    working = True
+    working = bool(_states())
     while working and time.monotonic() < deadline:
         time.sleep(0.02)  # gives them the interpreter, too
-        working = any("gloo" in (state := _text(path)) and ") R " in state for path in Path("/proc/self/task").glob("*/stat"))
+        working = "R" in _states()
 
 
-def _text(path: Path) -> str:
-    with contextlib.suppress(OSError):  # the thread is gone
-        return path.read_text()
-    return ""
+def _states() -> list[str]:
+    """R (works), S (sleeps) or another letter of ``proc(5)``, for every thread of gloo."""
+    found = []
+    for path in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread is gone
+            _, name, state = path.read_text().replace("(", ")").split(")")
+            found += [state.split()[0]] if "gloo" in name else []
+    return found
 
 
 def equalise(tensors: Iterable[Tensor], device: torch.device) -> None:
