@@ -163,7 +163,7 @@ def compare(found: dict[str, list[float]], path: Path) -> None:
     if WRITE:
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in {"fingerprint": fingerprint(), **found}.items())
         path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-        pytest.skip(f"wrote {path}")
+        pytest.skip(f"MMPRETRAIN_WRITE_GOLDEN is set: {path} was written, nothing was compared")
     golden = json.loads(path.read_text(encoding="utf-8"))
     written_on = golden.pop("fingerprint")
     assert found.keys() == golden.keys()

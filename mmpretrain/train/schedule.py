@@ -7,6 +7,7 @@ by their multiplier. ``warmup`` is a number of steps (int) or a share of the run
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class Schedule:
-    """Base of the schedules.
+class Schedule(ABC):
+    """Base of the schedules: ``factor``, and hooks that may stay empty.
 
     Args:
         warmup: steps (int), or share of all steps (float below 1).
@@ -34,22 +35,22 @@ class Schedule:
         """Steps of warm-up in a run of ``total`` steps."""
         return int(self.warmup * total) if isinstance(self.warmup, float) else self.warmup
 
+    @abstractmethod
     def factor(self, step: int, total: int) -> float:
         """Factor of the base rate during optimiser step ``step`` of ``total``."""
-        raise NotImplementedError(f"{type(self).__name__} must define factor")
 
-    def observe(self, step: int, total: int, loss: torch.Tensor, finite: torch.Tensor) -> None:
+    def observe(self, step: int, total: int, loss: torch.Tensor, finite: torch.Tensor) -> None:  # noqa: B027  (optional)
         """The loss of optimiser step ``step`` (this rank's share; the mean over ranks is the loss), and whether it is finite. Called on
         every rank, for schedules that follow the loss."""
 
-    def validated(self, loss: float) -> None:
+    def validated(self, loss: float) -> None:  # noqa: B027  (optional)
         """The loss of a validation, the same on every rank, for schedules that follow it."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know beside the step: plain types. Every rank must call it."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  (optional)
         """Inverse of ``state_dict``."""
 
 

@@ -70,6 +70,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
             ["--model.objectives.itm", "{class_path: mmpretrain.objectives.mlm.MaskedText}"],
             r"^model.objectives.*: of mmpretrain.objectives.mlm.MaskedText there are no objects; name a class that is built on it$",
         ),
+        (["--model.schedule", "mmpretrain.train.schedule.Schedule"], r"^model.schedule.*: of .*Schedule there are no objects;"),
         (["--model.objectives.itm.negatives", "2"], r"^model.objectives.itm.negatives \(on the command line\): expected dict.*, not 2$"),
         (["--model.task_weights", "{mlm:2}"], r"^model.task_weights \(on .*line\): .*YAML wants a space behind each colon: \{a: 1\}$"),
         (["--trainer.accumulate_grad_batches", "0"], r"accumulate_grad_batches=0"),

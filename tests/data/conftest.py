@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory):
+def _one_cache_for_all(tmp_path_factory: pytest.TempPathFactory):
     patch = pytest.MonkeyPatch()
     patch.setenv("MMPRETRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from mmpretrain.nn.hidden import Paired
 from mmpretrain.objectives.contrastive import Contrastive
 from mmpretrain.objectives.paired import PairedObjective
 from mmpretrain.objectives.sigmoid import Sigmoid
+from mmpretrain.train import distributed
 from mmpretrain.types import Batch
 
 ROWS = 6  # pairs of each rank
@@ -148,11 +147,7 @@ def work(rank: int, world: int, folder: str) -> None:
     store.add("done", 1)
     while store.add("done", 0) < world:  # a rank that leaves closes its connections, also those in which another still waits
         time.sleep(0.01)
-    dist.destroy_process_group()
-    # gloo's threads may still hold tensors; to drop those while the interpreter is being taken down aborts the process (pytorch#179291)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    distributed.leave()
 
 
 def spawn(world: int, folder: Path, timeout: float = 300.0) -> dict:

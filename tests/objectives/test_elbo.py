@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> dict:
     if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
+        pytest.skip("this torch has no gloo, with which the ranks talk")
     out = tmp_path_factory.mktemp("ranks") / "found.pt"
     for rank, done in enumerate(ranks(Path(code_ranks.__file__), str(out))):
         assert done.returncode == 0, f"rank {rank}:\n{done.stdout[-4000:]}"

@@ -177,7 +177,7 @@ def test_size_of_the_head_initialisation_and_pickle():
     head = wide.head
     wide.bind(region_spec(), None)
     assert wide.head is head
-    again = pickle.loads(pickle.dumps(wide))  # noqa: S301
+    again = pickle.loads(pickle.dumps(wide))  # noqa: S301  (our own bytes)
     assert again.masker == wide.masker and torch.equal(again.head.decoder.weight, head.decoder.weight)
 
 

@@ -209,6 +209,6 @@ def test_options_in_a_recipe_and_pickles():
     assert read(MRC, target="soft", masker=masker).masker == RegionMasker(0.1, spread_iou=0.4, spread_strict=False)
     assert read(Objects, masker={"prob": 0.2}).masker == RegionMasker(0.2, zero=0.8, random=0.1)  # the other options are LXMERT's
     assert read(Objects, parts={"obj": 1.0, "feat": 2.0}).parts == {"obj": 1.0, "feat": 2.0}
-    assert pickle.loads(pickle.dumps(RegionMasker(0.2))) == RegionMasker(0.2)  # noqa: S301
+    assert pickle.loads(pickle.dumps(RegionMasker(0.2))) == RegionMasker(0.2)  # noqa: S301  (our own bytes)
     with pytest.raises(AttributeError):
         RegionMasker().prob = 1.0  # type: ignore[misc]

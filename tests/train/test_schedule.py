@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_inverse_sqrt_schedule, get_linear_schedule_with_warmup, get_polynomial_decay_schedule_with_warmup
 
-from mmpretrain.train.schedule import Constant, InverseSquareRoot, Milestones, Schedule, StepScheduler, WarmupCosine, WarmupLinear
+from mmpretrain.train.schedule import Constant, InverseSquareRoot, Milestones, StepScheduler, WarmupCosine, WarmupLinear
 
 W, T = 10, 100
 GOLDEN = {  # name -> (schedule, factors at 0, 5, 10, 50, 100)
@@ -81,7 +81,7 @@ def test_state_is_plain_and_continues() -> None:
 @pytest.mark.parametrize("warmup", [-1, 1.0, 1.5])
 def test_impossible_warmup_is_an_error(warmup: float) -> None:
     with pytest.raises(ValueError, match="warmup"):
-        Schedule(warmup)
+        Constant(warmup)
 
 
 def test_milestones_are_those_of_torch() -> None:
